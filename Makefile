@@ -1,0 +1,39 @@
+# Every target sets up .venv first, once; `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+STAMP  := $(VENV)/.installed
+# The extension is built into the checkout (editable install), so its sources decide about a rebuild.
+SETUP  := pyproject.toml setup.py constraints.txt tools/install_torch.py $(wildcard csrc/*)
+
+.PHONY: help install demo test lint clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1|/' \
+	  | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## .venv with torch (pinned, no CUDA where there is no GPU) and everything else
+
+$(STAMP): $(SETUP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "pip>=23.1" "setuptools>=77" wheel ninja numpy
+	$(BIN)/python tools/install_torch.py
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP) ## train a small network on real images, SGD beside scale-amended SGD (about a minute)
+	$(BIN)/python -m lhkernels train --data digits --model vgg-small --out runs/demo --overwrite
+
+test: $(STAMP) ## all tests that need no GPU
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove .venv, builds and runs
+	rm -rf $(VENV) build dist runs *.egg-info lhkernels/*.so

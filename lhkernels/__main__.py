@@ -1,0 +1,7 @@
+"""``python -m lhkernels``."""
+
+import sys
+
+from lhkernels.cli import main
+
+sys.exit(main())

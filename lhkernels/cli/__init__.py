@@ -1,0 +1,39 @@
+"""The command line, ``python -m lhkernels COMMAND``: one module a command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from lhkernels import __version__
+from lhkernels.cli import info, train
+from lhkernels.cli.errors import CommandError
+
+COMMANDS = (info, train)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command registered."""
+    parser = argparse.ArgumentParser(
+        prog="lhkernels", description="Scale-amended SGD and the local Hessian of back-propagation."
+    )
+    parser.add_argument("--version", action="version", version=f"lhkernels {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status (0: done, 2: the user can mend it, 130: interrupted)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except CommandError as error:
+        print(f"lhkernels {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,284 @@
+"""The optimizer: state, groups and checkpoints; the arithmetic is lhkernels.step's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lhkernels import reference
+from lhkernels.hyperparameters import Hyperparameters, check_flags
+from lhkernels.plan import Block, Plan, bind, chain_block, chain_output_units
+from lhkernels.step import StepSet, StepSets, geometric_mean, geometric_mean_of_factors
+
+# Options of a group that torch.optim.SGD does not have, and their values in its checkpoints.
+OWN_OPTIONS: dict[str, Any] = {
+    "amend": True,
+    "scale_reference": "output",
+    "capturable": False,
+    "momentum_dtype": None,
+    "stochastic_rounding": False,
+    "output_units": None,
+    "reference_scale": None,
+}
+
+
+class ScaleAmendedSGD(Optimizer):
+    r"""Scale-amended SGD (Zhang, Chen, Liu, NeurIPS 2018, Algorithm 2): a drop-in for torch's SGD.
+
+    Each block's gradient is multiplied by ``s_b = 1 / (m_b m_{b,W})``, made from the squared row
+    norms of the weights, so that all blocks learn at a balanced pace::
+
+        d   = s_b * (gradient + weight_decay * W)         (22), weight decay first
+        buf = momentum * buf + (1 - dampening) * d        momentum last
+        W   = W - lr * buf                                (nesterov: d + momentum * buf)
+
+    In the default plan, a chain, ``s_b = ||W_b||_F^2 / n_L`` with ``n_L`` the output units of the
+    last block given at construction (parameters added later are lower blocks of the same chain).
+
+    Args:
+        params: parameters, named parameters or parameter groups, as in torch.optim.
+        lr: learning rate >= 0, a float or a 1-element tensor.
+        momentum: in [0, 1).
+        dampening: the new gradient's weight in the buffer is 1 - dampening.
+        weight_decay: L2 penalty >= 0, added to the gradient before it is amended.
+        nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
+        amend: False is plain SGD for the group, the same numbers as torch.optim.SGD.
+        plan: a :class:`lhkernels.Plan`; None for a chain of all parameters.
+        scale_reference: "output", the paper's m = 1 at the network's output; or "initial", every
+            block's factor divided by the element-weighted geometric mean of the blocks' factors at
+            the first step, so that a learning rate tuned for SGD is of the right order here.
+        maximize: ascend.
+        foreach, fused, differentiable: torch.optim's flags; with none set the fastest that exists.
+        capturable: the step may be captured in a CUDA graph (take a first step before capturing).
+        momentum_dtype: dtype of the momentum buffers; None for each parameter's own.
+        stochastic_rounding: round bfloat16 and float16 parameters stochastically.
+
+    Raises:
+        ValueError, RuntimeError: naming the option, its value and the remedy.
+
+    A weight whose norm is 0 would have ``s_b = 0`` and never move, and one with a NaN would spread
+    it; both are refused when a parameter takes its first step, before anything is changed (on a
+    GPU that check is the step's only synchronisation). Later steps do not look.
+
+    State is torch's: ``momentum_buffer`` per parameter, so checkpoints load from and into
+    torch.optim.SGD. ``p.grad`` is never written.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        *,
+        amend: bool = True,
+        plan: Plan | None = None,
+        scale_reference: str = "output",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+        momentum_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None:
+        if plan is not None and not isinstance(plan, Plan):
+            raise TypeError(f"plan={plan!r} is not a Plan; build one, such as with Plan.chain(...)")
+        self._plan = plan
+        self._reset_caches()
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "amend": amend,
+            "scale_reference": scale_reference,
+            "capturable": capturable,
+            "momentum_dtype": momentum_dtype,
+            "stochastic_rounding": stochastic_rounding,
+        }
+        _check_group(defaults)
+        super().__init__(params, defaults)
+        if plan is None:
+            units = chain_output_units(p.shape for _, p in self._named())
+            for group in self.param_groups:
+                group["output_units"] = units
+        self._blocks()
+
+    # ---------------------------------------------------------------------------------- groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, such as layers that are unfrozen; its options are checked first."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
+        merged = {**self.defaults, **param_group}
+        _check_group(merged)
+        first = self.param_groups[0] if self.param_groups else merged
+        if merged["scale_reference"] != first["scale_reference"]:
+            raise ValueError(
+                f"scale_reference={merged['scale_reference']!r} differs from another group's "
+                f"{first['scale_reference']!r}; all blocks share one reference: set it for the "
+                "whole optimizer"
+            )
+        super().add_param_group(param_group)
+        for key in ("output_units", "reference_scale"):
+            self.param_groups[-1].setdefault(key, first.get(key))
+        self._reset_caches()
+
+    @property
+    def plan(self) -> Plan:
+        """Every parameter's block, in the order of the groups; ``print(opt.plan)`` shows it."""
+        title = "chain" if self._plan is None else self._plan.title
+        return Plan(tuple(self._blocks()), title=title)
+
+    @torch.no_grad()
+    def block_scales(self) -> dict[str | int, Tensor]:
+        """``s_b`` for the weights as they are now: {parameter's name or position: 0-dim tensor}.
+
+        1 where the gradient is not amended. The host does not wait for the device.
+        """
+        scales: list[Tensor] = []
+        amended = [group["amend"] for group in self.param_groups for _ in group["params"]]
+        blocks = self._blocks()
+        for (_, param), block, amend in zip(self._named(), blocks, amended):
+            scale = torch.ones((), dtype=reference.norm_dtype(param.dtype), device=param.device)
+            if amend:
+                scale = block.coefficient * (reference.sq_norm(param) if block.uses_norm else scale)
+            scales.append(scale)
+        in_chain = [amend and b.kind != "plain" for amend, b in zip(amended, blocks)]
+        constant: float | Tensor | None = self.param_groups[0]["reference_scale"]
+        if constant is None and self.param_groups[0]["scale_reference"] == "initial":
+            weights = [i for i, b in enumerate(blocks) if in_chain[i] and b.uses_norm]
+            constant = geometric_mean(
+                [scales[i] for i in weights], [math.prod(blocks[i].shape) for i in weights]
+            )
+        if constant is not None:
+            scales = [
+                scale / _like(constant, scale) if divide else scale
+                for scale, divide in zip(scales, in_chain)
+            ]
+        return {name: scale for (name, _), scale in zip(self._named(), scales)}
+
+    def _named(self) -> Iterator[tuple[str | int, Tensor]]:
+        position = 0
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for i, param in enumerate(group["params"]):
+                yield (names[i] if names else position), param
+                position += 1
+
+    def _blocks(self) -> list[Block]:
+        """A block per parameter, in the order of the groups."""
+        named = list(self._named())
+        if self._plan is not None:
+            return bind(self._plan, [param for _, param in named], [name for name, _ in named])
+        units = [group["output_units"] for group in self.param_groups for _ in group["params"]]
+        return [chain_block(name, tuple(p.shape), n) for (name, p), n in zip(named, units)]
+
+    # ------------------------------------------------------------------------------------ step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError: a bad hyperparameter, or a weight of norm 0, NaN or infinity that takes its
+                first step; nothing has been changed then.
+            RuntimeError: a gradient that is not dense.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            if not self._block_of:
+                self._block_of = {p: b for (_, p), b in zip(self._named(), self._blocks())}
+            work = self._sets.collect(self.param_groups, self._block_of)
+            found_inf = getattr(self, "found_inf", None)
+            fresh = self._sets.fresh(work)
+            if fresh:
+                if found_inf is not None and found_inf.item() != 0:
+                    return loss  # an overflow on the first step: nothing has been made yet
+                self._sets.admit(fresh)
+                self._fix_reference([w.params for w in work])
+            for w in work:
+                w.run(self.state, getattr(self, "grad_scale", None), found_inf)
+        return loss
+
+    def _fix_reference(self, sets: list[StepSet]) -> None:
+        """Keep the constant of scale_reference="initial", found at the optimizer's first step."""
+        first = self.param_groups[0]
+        if first["scale_reference"] != "initial" or first["reference_scale"] is not None:
+            return
+        constant = geometric_mean_of_factors(sets)
+        if constant is None:
+            return
+        for group in self.param_groups:
+            group["reference_scale"] = constant
+        for params in sets:
+            params.set_reference(constant)
+
+    # ----------------------------------------------------------------------------- checkpoints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this class, or of torch.optim.SGD.
+
+        Options that torch.optim.SGD does not have stay as they are then. Momentum buffers come
+        back in ``momentum_dtype``.
+        """
+        groups = [
+            {**{key: own.get(key) for key in OWN_OPTIONS}, **saved}
+            for own, saved in zip(self.param_groups, state_dict["param_groups"])
+        ] + state_dict["param_groups"][len(self.param_groups) :]  # torch says what is wrong then
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        for group, saved in zip(self.param_groups, groups):
+            dtype = group["momentum_dtype"]
+            for param, key in zip(group["params"], saved["params"]) if dtype else ():
+                buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
+                if buffer is not None:  # torch has rounded it to the parameter's dtype
+                    self.state[param]["momentum_buffer"] = buffer.to(
+                        device=param.device, dtype=dtype, copy=True
+                    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_plan": self._plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in OWN_OPTIONS.items():
+                group.setdefault(key, value)
+        self._reset_caches()
+
+    def _reset_caches(self) -> None:
+        """Forget what was derived from the groups and weights; the next step derives it anew."""
+        self._sets = StepSets()
+        self._block_of: dict[Tensor, Block] = {}
+
+
+def _check_group(group: Mapping[str, Any]) -> None:
+    Hyperparameters.of_group(group)
+    check_flags(group)
+
+
+def _like(value: float | Tensor, other: Tensor) -> float | Tensor:
+    return value.to(other.device, other.dtype) if isinstance(value, Tensor) else value

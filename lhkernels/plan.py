@@ -1,0 +1,214 @@
+"""Which parameter is which block, and the factor that its gradient gets (math.md, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["weight", "vector", "plain"]
+KINDS: tuple[Kind, ...] = ("weight", "vector", "plain")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One parameter's place in the network, and with it the rule for its factor ``s``.
+
+    ==========  ==========================================  ==============================
+    ``kind``    what                                        ``s``
+    ==========  ==========================================  ==============================
+    weight      rows are output units, (n_out, n_in, ...)   ``||W||_F^2 / (units * m)``
+    vector      a bias, a normalisation's scale or shift    ``1 / m``
+    plain       belongs to no block (embedding, scalar)     1, plain SGD
+    ==========  ==========================================  ==============================
+
+    Attributes:
+        parameter: its name, or its position in the optimizer.
+        shape: the parameter's shape.
+        kind: see above.
+        units: output units ``n_b`` of the block.
+        m: the backward factor at the block's output, times its output positions (which cancel
+            against those in ``m_W``): ``n_L / n_b`` in a chain.
+    """
+
+    parameter: str | int
+    shape: tuple[int, ...]
+    kind: Kind = "weight"
+    units: int = 1
+    m: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"Block {self.parameter!r}: kind={self.kind!r} is unknown; pass one of {KINDS}"
+            )
+        if not (math.isfinite(self.m) and self.m > 0):
+            raise ValueError(
+                f"Block {self.parameter!r}: m={self.m!r} is not a finite number > 0; the backward "
+                "factor of a chain is output_units / units"
+            )
+        if self.units < 1:
+            raise ValueError(
+                f"Block {self.parameter!r}: units={self.units!r} is not >= 1; pass its output units"
+            )
+
+    @property
+    def coefficient(self) -> float:
+        """``s`` is this, times ``||W||_F^2`` where :attr:`uses_norm`."""
+        if self.kind == "weight":
+            return 1.0 / (self.units * self.m)
+        return 1.0 / self.m if self.kind == "vector" else 1.0
+
+    @property
+    def uses_norm(self) -> bool:
+        """Whether ``s`` depends on the parameter's own norm."""
+        return self.kind == "weight"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The blocks of a network, input to output; parameters that it does not name are plain SGD's.
+
+    ``print(plan)`` is a table with a row per parameter. Build one with :meth:`chain`, or from
+    :class:`Block` objects of your own.
+    """
+
+    blocks: tuple[Block, ...]
+    title: str = "plan"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        seen: set[str | int] = set()
+        for block in self.blocks:
+            if block.parameter in seen:
+                raise ValueError(
+                    f"plan names parameter {block.parameter!r} twice; keep one Block for it"
+                )
+            seen.add(block.parameter)
+
+    @classmethod
+    def chain(
+        cls,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        *,
+        output_units: int | None = None,
+        plain: Collection[str | int] = (),
+    ) -> Plan:
+        """A feed-forward chain: the paper's case, and the optimizer's default.
+
+        Every parameter with 2 or more dimensions is a block of its own, with ``shape[0]`` output
+        units; 1-dimensional ones are vectors; 0-dimensional and empty ones are plain. Then
+        ``s = ||W||_F^2 / n_L`` for blocks and ``numel / n_L`` for vectors (math.md, section 3).
+
+        Args:
+            params: parameters, or (name, parameter) pairs such as ``model.named_parameters()``.
+            output_units: ``n_L``, units of the network's output; default: those of the last block.
+            plain: names or positions to leave to plain SGD, such as embeddings.
+
+        Raises:
+            ValueError: ``plain`` names what is not there; ``output_units`` < 1.
+        """
+        named = [
+            item if isinstance(item, tuple) else (position, item)
+            for position, item in enumerate(params)
+        ]
+        unknown = [name for name in plain if name not in {key for key, _ in named}]
+        if unknown:
+            raise ValueError(f"plain={unknown[0]!r} is not among the parameters; {_known(named)}")
+        shapes = {key: tuple(tensor.shape) for key, tensor in named if key not in plain}
+        if output_units is None:
+            output_units = chain_output_units(shapes.values())
+        if output_units is not None and output_units < 1:
+            raise ValueError(
+                f"output_units={output_units!r} is not >= 1; pass the units of the network's output"
+            )
+        blocks = [
+            chain_block(key, tuple(tensor.shape), None if key in plain else output_units)
+            for key, tensor in named
+        ]
+        return cls(tuple(blocks), title=f"chain, n_L = {output_units} output units")
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __str__(self) -> str:
+        header = ("", "parameter", "shape", "kind", "units", "m", "s")
+        rows = [
+            (str(i), str(b.parameter), "x".join(map(str, b.shape)) or "scalar", *_row(b))
+            for i, b in enumerate(self.blocks)
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows)]
+        lines = ["  ".join(map(str.ljust, row, widths)) for row in (header, *rows)]
+        rule = "-" * len(lines[0])
+        count = sum(block.uses_norm for block in self.blocks)
+        title = f"{self.title}: {count} blocks, {len(self)} parameters"
+        return "\n".join(line.rstrip() for line in (title, rule, lines[0], rule, *lines[1:]))
+
+
+def chain_output_units(shapes: Iterable[Sequence[int]]) -> int | None:
+    """``n_L``: the rows of the last block, or None if nothing has 2 dimensions."""
+    units = [shape[0] for shape in shapes if len(shape) >= 2 and 0 not in shape]
+    return units[-1] if units else None
+
+
+def chain_block(parameter: str | int, shape: tuple[int, ...], output_units: int | None) -> Block:
+    """One parameter of a chain with ``output_units`` = n_L; None leaves it to plain SGD."""
+    if output_units is None or not shape or 0 in shape:
+        return Block(parameter, shape, "plain")
+    kind: Kind = "weight" if len(shape) >= 2 else "vector"
+    return Block(parameter, shape, kind, units=shape[0], m=output_units / shape[0])
+
+
+def bind(plan: Plan, params: Sequence[Tensor], names: Sequence[str | int]) -> list[Block]:
+    """The plan's block for every parameter, plain for those that it does not name.
+
+    Raises:
+        ValueError: the plan names a parameter that is not there, or with another shape.
+    """
+    where = {name: i for i, name in enumerate(names)}
+    where.update({i: i for i in range(len(params))})
+    blocks = [Block(name, tuple(p.shape), "plain") for name, p in zip(names, params, strict=True)]
+    bound: dict[int, str | int] = {}
+    for block in plan.blocks:
+        position = where.get(block.parameter)
+        if position is None:
+            raise ValueError(
+                f"plan names parameter {block.parameter!r}, which the optimizer does not have; "
+                + _known(list(zip(names, params)))
+            )
+        shape = tuple(params[position].shape)
+        if shape != block.shape:
+            raise ValueError(
+                f"plan gives parameter {block.parameter!r} the shape {block.shape}, but it has "
+                f"{shape}; build the plan from this model"
+            )
+        if position in bound:
+            raise ValueError(
+                f"plan names one parameter twice, as {bound[position]!r} and {block.parameter!r}; "
+                "keep one Block for it"
+            )
+        bound[position] = block.parameter
+        blocks[position] = replace(block, parameter=names[position])
+    return blocks
+
+
+def _known(named: Sequence[tuple[str | int, Tensor]]) -> str:
+    names = [repr(name) for name, _ in named]
+    if names and not any(isinstance(name, str) for name, _ in named):
+        return (
+            f"it knows them as positions 0 to {len(names) - 1}: pass model.named_parameters() to "
+            "go by name"
+        )
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"the parameters are {shown or 'none'}"
+
+
+def _row(block: Block) -> tuple[str, str, str, str]:
+    """kind, units, m and the rule for s, as a reader wants them."""
+    if block.kind == "plain":
+        return block.kind, "", "", "1"
+    s = f"{block.coefficient:.4g}"
+    return block.kind, str(block.units), f"{block.m:.4g}", f"{s} ||W||^2" if block.uses_norm else s

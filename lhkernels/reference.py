@@ -1,0 +1,132 @@
+"""Scale-amended SGD as the paper states it: the specification that every fast path is held against.
+
+Zhang, Chen, Liu, *On the Local Hessian in Back-propagation*, NeurIPS 2018; numbers in brackets are
+the paper's equations. Plain PyTorch, one tensor at a time, any floating point or complex dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lhkernels.hyperparameters import Hyperparameters, as_scalar
+
+
+def mean_squared_row_norm(weight: Tensor) -> Tensor:
+    r"""``||W||^2_{2,mu} = (1/#rows) sum_i w(i)^T w(i)``, a 0-dim real tensor.
+
+    ``weight`` is (rows, ...): a row is an output unit, or for ``W^T`` an input unit (for a
+    convolution an input *channel* with all its taps).
+    """
+    return weight.abs().square().flatten(1).sum(1).mean()
+
+
+def amendments(
+    weights: Sequence[Tensor], positions: Sequence[tuple[int, int]] | None = None
+) -> list[Tensor]:
+    r"""Algorithm 2 with (24): ``s_b = 1 / (m m_{b,W})`` for a chain of linear or conv blocks.
+
+    Args:
+        weights: ``W_1 .. W_B`` from the network's input to its output, each (n_out, n_in, ...).
+        positions: per block the numbers of positions ``(P_in, P_out)`` of its input and output,
+            such as 32 * 32 and 16 * 16. The paper's (24) is for fully connected layers, one
+            position each: the default. What lies between two blocks (pooling) passes m on by the
+            ratio of its output's units to its input's (math.md, section 3).
+
+    Returns:
+        ``s_1 .. s_B``, the factors on the gradients of ``W_1 .. W_B``.
+    """
+    positions = positions or [(1, 1)] * len(weights)
+    scales: list[Tensor] = []
+    m: float | Tensor = 1.0  # the backward factor at the network's output
+    units_above = None  # what the block above reads
+    for weight, (p_in, p_out) in zip(reversed(weights), reversed(positions), strict=True):
+        n_out, n_in = weight.shape[:2]
+        if units_above is not None:
+            m = m * units_above / (n_out * p_out)  # pooling; 1 where nothing lies between
+        rows = mean_squared_row_norm(weight)  # ||W||^2
+        columns = mean_squared_row_norm(weight.transpose(0, 1))  # ||W^T||^2
+        m_w = p_out / rows  # (24)
+        m_z = (p_out * columns) / (p_in * rows)  # (24)
+        scales.append(1 / (m * m_w))  # (22)
+        m = m * m_z  # (23)
+        units_above = n_in * p_in
+    return scales[::-1]
+
+
+def sq_norm(param: Tensor) -> Tensor:
+    """``||W||_F^2``, 0-dim, in :func:`norm_dtype`."""
+    real = torch.view_as_real(param) if param.is_complex() else param
+    return real.to(norm_dtype(param.dtype)).square().sum()
+
+
+def norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of norms and factors for parameters of ``dtype``: float32 or better."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def update(
+    param: Tensor, grad: Tensor, buffer: Tensor | None, scale: Tensor | None, h: Hyperparameters
+) -> Tensor | None:
+    """One step of one parameter, in place; weight decay comes before the amendment, momentum after.
+
+    Args:
+        param: changed in place.
+        grad: of the parameter's shape and dtype; never written.
+        buffer: the momentum buffer, changed in place, or None before the parameter's first step.
+        scale: ``s_b``, 0-dim and real; None is plain SGD, the operations of
+            :class:`torch.optim.SGD` in their order.
+        h: the hyperparameters.
+
+    Returns:
+        The momentum buffer; None where momentum is 0 and there was none.
+    """
+    lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
+    d = -grad if h.maximize else grad
+    if isinstance(weight_decay, Tensor):
+        d = d + param * weight_decay
+    elif weight_decay != 0:
+        d = d.add(param, alpha=weight_decay)
+    if scale is not None:
+        d = d * scale
+    if h.momentum != 0:
+        if buffer is None:
+            buffer = d.clone()
+        else:
+            buffer.mul_(h.momentum).add_(d, alpha=1 - h.dampening)
+        d = d.add(buffer, alpha=h.momentum) if h.nesterov else buffer
+    if isinstance(lr, Tensor):
+        param.addcmul_(d, lr, value=-1)
+    else:
+        param.add_(d, alpha=-lr)
+    return buffer
+
+
+def step(
+    param: Tensor,
+    grad: Tensor,
+    buffer: Tensor | None,
+    scale: Tensor | None,
+    h: Hyperparameters,
+    momentum_dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """:func:`update` in float32 or better, each result rounded once to the dtype it is stored in.
+
+    The momentum buffer has ``momentum_dtype``, by default the parameter's dtype. Plain SGD without
+    a ``momentum_dtype`` keeps torch's arithmetic, rounding after every operation.
+    """
+    stored = momentum_dtype or param.dtype
+    working = torch.promote_types(param.dtype, norm_dtype(param.dtype))
+    torch_arithmetic = scale is None and stored == grad.dtype == param.dtype
+    if torch_arithmetic or stored == grad.dtype == param.dtype == working:
+        return update(param, grad, buffer, scale, h)
+    result, new_buffer = param.to(working, copy=True), None
+    if buffer is not None:
+        new_buffer = buffer.to(working, copy=True)
+    new_buffer = update(result, grad.to(working), new_buffer, scale, h)
+    param.copy_(result)
+    if new_buffer is None or buffer is None:
+        return new_buffer if new_buffer is None else new_buffer.to(stored)
+    return buffer.copy_(new_buffer)

@@ -1,0 +1,153 @@
+"""What every backend offers: the parameters of one group, device and dtype, stepped together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lhkernels import reference
+from lhkernels.hyperparameters import Hyperparameters
+from lhkernels.plan import Block
+
+
+class StepSet(ABC):
+    """B parameters of one device and dtype, and the rule for their factors.
+
+    Between norms and factors there is a seam: :meth:`sq_norms` may be read, combined with those of
+    other sets or ranks, and the factors given to :meth:`step` as ``scales``. Without ``scales`` the
+    set makes them from its own norms, ``s_b = coefficients[b] * sq_norms[b]``.
+
+    Args:
+        params: dense tensors.
+        blocks: their places in the plan; None for plain SGD.
+        momentum_dtype: of the momentum buffers; None for the parameters' own.
+        stochastic_rounding: of bfloat16 and float16 parameters.
+        capturable: the step may be captured in a CUDA graph.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        blocks: Sequence[Block] | None,
+        *,
+        momentum_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self.params = list(params)
+        self.ids = frozenset(map(id, params))
+        self.device = params[0].device
+        self.blocks = blocks
+        self.momentum_dtype = momentum_dtype
+        self.stochastic_rounding = stochastic_rounding
+        self.capturable = capturable
+        self.norm_dtype = reference.norm_dtype(params[0].dtype)
+        self.set_reference(1.0)
+
+    def set_reference(self, reference_scale: float) -> None:
+        """Divide the factors of all blocks (but not of plain parameters) by one constant."""
+        self.coefficients: Tensor | None = None
+        if self.blocks is not None:
+            self.coefficients = torch.tensor(
+                [
+                    b.coefficient if b.kind == "plain" else b.coefficient / reference_scale
+                    for b in self.blocks
+                ],
+                dtype=self.norm_dtype,
+                device=self.device,
+            )
+
+    def sq_norms(self) -> Tensor:
+        """``||W_b||_F^2`` of the stored weights, (B,); 1 where the factor has no norm in it."""
+        assert self.blocks is not None
+        weights = [p for p, block in zip(self.params, self.blocks) if block.uses_norm]
+        norms = iter(self.weight_sq_norms(weights) if weights else ())
+        one = torch.ones((), dtype=self.norm_dtype, device=self.device)
+        return torch.stack([next(norms) if block.uses_norm else one for block in self.blocks])
+
+    def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """``||W||_F^2`` of each, 0-dim."""
+        return [reference.sq_norm(weight) for weight in weights]
+
+    def scales(self) -> Tensor | None:
+        """``s_b``, (B,), from the set's own norms; None for plain SGD."""
+        return None if self.coefficients is None else self.coefficients * self.sq_norms()
+
+    @abstractmethod
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor | None],
+        h: Hyperparameters,
+        *,
+        scales: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> Sequence[Tensor | None]:
+        """Update the parameters and buffers in place; gradients are never written.
+
+        Args:
+            grads: a gradient per parameter, of its shape and device.
+            buffers: a momentum buffer per parameter; None before its first step.
+            h: the hyperparameters.
+            scales: ``s_b``, (B,), instead of those from the set's own norms.
+            grad_scale: 1-element; gradients are divided by it first (GradScaler's scale).
+            found_inf: 1-element; anything but 0 leaves everything as it is.
+
+        Returns:
+            The momentum buffers, new ones where there was None and momentum needs one.
+        """
+
+
+class PlainTorchSet(StepSet):
+    """A set stepped by PyTorch's own operations; the host reads ``found_inf``, if there is one."""
+
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor | None],
+        h: Hyperparameters,
+        *,
+        scales: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> Sequence[Tensor | None]:
+        if found_inf is not None and found_inf.item() != 0:
+            return buffers
+        if grad_scale is not None:
+            grads = [grad / grad_scale for grad in grads]
+        return self.update(grads, buffers, h, self.scales() if scales is None else scales)
+
+    @abstractmethod
+    def update(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor | None],
+        h: Hyperparameters,
+        scales: Tensor | None,
+    ) -> Sequence[Tensor | None]:
+        """The step proper; arguments as in :meth:`step`."""
+
+
+class ReferenceSet(PlainTorchSet):
+    """The specification, a parameter at a time."""
+
+    name = "reference"
+
+    def update(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor | None],
+        h: Hyperparameters,
+        scales: Tensor | None,
+    ) -> Sequence[Tensor | None]:
+        each = [None] * len(self.params) if scales is None else scales.unbind()
+        return [
+            reference.step(param, grad, buffer, scale, h, self.momentum_dtype)
+            for param, grad, buffer, scale in zip(self.params, grads, buffers, each, strict=True)
+        ]

@@ -1,0 +1,79 @@
+"""The step with ``torch._foreach_*``: few launches on devices that torch has such kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels.step.base import PlainTorchSet
+
+
+class ForeachSet(PlainTorchSet):
+    """Multi-tensor operations of torch; the numbers of :func:`lhkernels.reference.step`."""
+
+    name = "foreach"
+
+    def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        return torch._foreach_pow(torch._foreach_norm(weights, 2, dtype=self.norm_dtype), 2)
+
+    def update(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor | None],
+        h: Hyperparameters,
+        scales: Tensor | None,
+    ) -> Sequence[Tensor | None]:
+        dtype = self.params[0].dtype
+        stored = self.momentum_dtype or dtype
+        working = torch.promote_types(dtype, self.norm_dtype)
+        own = stored == dtype and all(grad.dtype == dtype for grad in grads)
+        if own and (scales is None or working == dtype):
+            return _update(self.params, grads, buffers, scales, h)
+        params = [param.to(working, copy=True) for param in self.params]
+        wide = [None if buffer is None else buffer.to(working, copy=True) for buffer in buffers]
+        new = _update(params, [grad.to(working) for grad in grads], wide, scales, h)
+        torch._foreach_copy_(self.params, params)
+        return [
+            result if result is None else (result.to(stored) if old is None else old.copy_(result))
+            for old, result in zip(buffers, new)
+        ]
+
+
+def _update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor | None],
+    scales: Tensor | None,
+    h: Hyperparameters,
+) -> Sequence[Tensor | None]:
+    """:func:`lhkernels.reference.update` over lists: the same operations in the same order."""
+    lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
+    d = torch._foreach_neg(grads) if h.maximize else grads
+    if isinstance(weight_decay, Tensor):
+        d = torch._foreach_add(d, torch._foreach_mul(params, weight_decay))
+    elif weight_decay != 0:
+        d = torch._foreach_add(d, params, alpha=weight_decay)
+    if scales is not None:
+        d = torch._foreach_mul(d, scales.unbind())
+    if h.momentum != 0:
+        old = [buffer for buffer in buffers if buffer is not None]
+        if len(old) == len(buffers):
+            torch._foreach_mul_(old, h.momentum)
+            torch._foreach_add_(old, d, alpha=1 - h.dampening)
+            buffers = old
+        else:
+            buffers = [
+                x.clone()
+                if buffer is None
+                else buffer.mul_(h.momentum).add_(x, alpha=1 - h.dampening)
+                for buffer, x in zip(buffers, d)
+            ]
+        d = torch._foreach_add(d, buffers, alpha=h.momentum) if h.nesterov else buffers
+    if isinstance(lr, Tensor):
+        d = torch._foreach_mul(d, lr)
+        lr = 1.0
+    torch._foreach_add_(params, d, alpha=-lr)
+    return buffers

@@ -1,0 +1,177 @@
+"""From parameter groups to sets: what one step touches, checked before anything changes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lhkernels.hyperparameters import Hyperparameters
+from lhkernels.plan import Block
+from lhkernels.step.base import StepSet
+from lhkernels.step.dispatch import choose
+
+# What a set is built from; another value in the group makes another set.
+SET_OPTIONS = (
+    "amend",
+    "fused",
+    "foreach",
+    "differentiable",
+    "capturable",
+    "momentum_dtype",
+    "stochastic_rounding",
+)
+
+
+@dataclass(slots=True)
+class Work:
+    """What one step does to the parameters of one group, device and dtype."""
+
+    params: StepSet
+    grads: list[Tensor]
+    h: Hyperparameters
+
+    def run(
+        self,
+        state: MutableMapping[Tensor, dict[str, Any]],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Take the step and keep the momentum buffers in ``state``, under torch's key."""
+        states = [state[p] for p in self.params.params] if self.h.momentum != 0 else []
+        buffers = self.params.step(
+            self.grads,
+            [s.get("momentum_buffer") for s in states],
+            self.h,
+            grad_scale=_on(self.params.device, grad_scale),
+            found_inf=_on(self.params.device, found_inf),
+        )
+        for s, buffer in zip(states, buffers):
+            if buffer is not None:
+                s["momentum_buffer"] = buffer
+
+
+class StepSets:
+    """The sets of one optimizer, kept while the same parameters have gradients."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[int, torch.device, torch.dtype], tuple[tuple, StepSet]] = {}
+        self._admitted: set[int] = set()
+
+    def collect(
+        self, groups: Sequence[dict[str, Any]], block_of: Mapping[Tensor, Block]
+    ) -> list[Work]:
+        """Everything that has a gradient, in sets; hyperparameters and gradients are checked."""
+        work = []
+        for index, group in enumerate(groups):
+            h = Hyperparameters.of_group(group)
+            parts: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None:
+                    continue
+                if grad.layout is not torch.strided:
+                    raise RuntimeError(
+                        f"the gradient of parameter {block_of[param].parameter!r} is sparse "
+                        f"({grad.layout}); ScaleAmendedSGD needs dense ones: build its layer with "
+                        "sparse=False, or give it to torch.optim.SGD"
+                    )
+                params, grads = parts.setdefault((param.device, param.dtype), ([], []))
+                params.append(param)
+                grads.append(grad)
+            for key, (params, grads) in parts.items():
+                work.append(Work(self._set((index, *key), group, params, block_of), grads, h))
+        return work
+
+    def _set(
+        self,
+        key: tuple[int, torch.device, torch.dtype],
+        group: dict[str, Any],
+        params: list[Tensor],
+        block_of: Mapping[Tensor, Block],
+    ) -> StepSet:
+        """The set of the step before if it has these parameters, else a new one."""
+        options = tuple(group[name] for name in SET_OPTIONS)
+        if key in self._sets:
+            kept, old = self._sets[key]
+            same = len(old.params) == len(params) and all(map(operator.is_, old.params, params))
+            if same and kept == options:
+                return old
+        _, device, dtype = key
+        new = choose(group, device, dtype)(
+            params,
+            [block_of[param] for param in params] if group["amend"] else None,
+            momentum_dtype=group["momentum_dtype"],
+            stochastic_rounding=group["stochastic_rounding"],
+            capturable=group["capturable"],
+        )
+        if group["reference_scale"] is not None:
+            new.set_reference(group["reference_scale"])
+        self._sets[key] = (options, new)
+        return new
+
+    def fresh(self, work: Sequence[Work]) -> list[StepSet]:
+        """The sets in which a parameter takes its first step."""
+        return [w.params for w in work if not self._admitted.issuperset(w.params.ids)]
+
+    def admit(self, fresh: Sequence[StepSet]) -> None:
+        """Check the weights that take their first step; the host waits for their norms.
+
+        Raises:
+            ValueError: a norm is 0, so that the block would never move, or not finite.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a parameter takes its first step while a CUDA graph is captured; call step() once "
+                "with gradients before capturing"
+            )
+        for params in fresh:
+            if params.blocks is None:
+                continue
+            for param, block, sq_norm in zip(
+                params.params, params.blocks, params.sq_norms().tolist()
+            ):
+                first = block.uses_norm and id(param) not in self._admitted
+                if first and not (math.isfinite(sq_norm) and sq_norm > 0):
+                    why = "its block would never move" if sq_norm == 0 else "it would spread"
+                    raise ValueError(
+                        f"parameter {block.parameter!r} has squared norm {sq_norm} at its first "
+                        f"step, so {why}; initialise it with finite values that are not all 0, put "
+                        "it into a group with amend=False, or leave it out of the plan"
+                    )
+        for params in fresh:
+            self._admitted |= params.ids
+
+
+def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
+    """Element-weighted geometric mean of all blocks' factors; None where there is no block."""
+    factors: list[Tensor] = []
+    numels: list[int] = []
+    for params in sets:
+        scales = params.scales()
+        if scales is None or params.blocks is None:
+            continue
+        for param, block, scale in zip(params.params, params.blocks, scales.unbind()):
+            if block.uses_norm:
+                factors.append(scale)
+                numels.append(param.numel())
+    return float(geometric_mean(factors, numels)) if factors else None
+
+
+def geometric_mean(values: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
+    """Element-weighted geometric mean of 0-dim tensors: a 0-dim float64 CPU tensor or, of tensors
+    on a device, one there (the host does not wait)."""
+    device = values[0].device
+    wide = [value.detach().to(device, torch.float64, non_blocking=True) for value in values]
+    weights = torch.tensor(numels, dtype=torch.float64, device=device)
+    return ((weights * torch.stack(wide).log()).sum() / weights.sum()).exp()
+
+
+def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
+    return None if scalar is None else scalar.to(device, non_blocking=True)
