@@ -24,6 +24,7 @@ OWN_OPTIONS: dict[str, Any] = {
     "stochastic_rounding": False,
     "output_units": None,
     "reference_scale": None,
+    "rounding_step": None,
 }
 
 
@@ -135,8 +136,12 @@ class ScaleAmendedSGD(Optimizer):
                 "whole optimizer"
             )
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         for key in ("output_units", "reference_scale"):
-            self.param_groups[-1].setdefault(key, first.get(key))
+            group.setdefault(key, first.get(key))
+        if group["stochastic_rounding"]:
+            device = group["params"][0].device
+            group.setdefault("rounding_step", torch.zeros((), dtype=torch.int64, device=device))
         self._reset_caches()
 
     @property
@@ -212,7 +217,7 @@ class ScaleAmendedSGD(Optimizer):
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             if not self._block_of:
                 self._block_of = {p: b for (_, p), b in zip(self._named(), self._blocks())}
-            work = self._sets.collect(self.param_groups, self._block_of)
+            work = self._sets.collect(self.param_groups, self.state, self._block_of)
             found_inf = getattr(self, "found_inf", None)
             fresh = self._sets.fresh(work)
             if fresh:
@@ -222,7 +227,24 @@ class ScaleAmendedSGD(Optimizer):
                 self._fix_reference([w.params for w in work])
             for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
+            self._count_roundings(found_inf)
         return loss
+
+    def _count_roundings(self, found_inf: Tensor | None) -> None:
+        """The seeds of stochastic rounding: a count of steps, the same on every rank."""
+        for group in self.param_groups:
+            if group["stochastic_rounding"]:
+                count = group["rounding_step"]
+                count += 1 if found_inf is None else (found_inf == 0).to(count.device).reshape(())
+
+    def invalidate_norms(self) -> None:
+        """Recompute every norm at the next step.
+
+        A fused step leaves the norms of the weights it wrote for the next step, and notices writes
+        in between by the tensors' version counters. Writes through ``.data``, or by kernels that do
+        not bump the version, are not seen: call this after them.
+        """
+        self._sets.invalidate_norms()
 
     def _fix_reference(self, sets: list[StepSet]) -> None:
         """Keep the constant of scale_reference="initial", found at the optimizer's first step."""

@@ -86,7 +86,9 @@ def update(
     lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
     d = -grad if h.maximize else grad
     if isinstance(weight_decay, Tensor):
-        d = d + param * weight_decay
+        d = (
+            d + param.clone() * weight_decay
+        )  # a graph, if there is one, keeps this product's factors
     elif weight_decay != 0:
         d = d.add(param, alpha=weight_decay)
     if scale is not None:
@@ -111,22 +113,52 @@ def step(
     scale: Tensor | None,
     h: Hyperparameters,
     momentum_dtype: torch.dtype | None = None,
+    rounding: torch.Generator | None = None,
 ) -> Tensor | None:
     """:func:`update` in float32 or better, each result rounded once to the dtype it is stored in.
 
     The momentum buffer has ``momentum_dtype``, by default the parameter's dtype. Plain SGD without
-    a ``momentum_dtype`` keeps torch's arithmetic, rounding after every operation.
+    a ``momentum_dtype`` keeps torch's arithmetic, rounding after every operation. With a
+    ``rounding`` generator, parameters of lower precision than float32 are rounded stochastically.
     """
-    stored = momentum_dtype or param.dtype
-    working = torch.promote_types(param.dtype, norm_dtype(param.dtype))
-    torch_arithmetic = scale is None and stored == grad.dtype == param.dtype
-    if torch_arithmetic or stored == grad.dtype == param.dtype == working:
+    if not needs_rounding(param, [grad], scale is not None, momentum_dtype, rounding):
         return update(param, grad, buffer, scale, h)
-    result, new_buffer = param.to(working, copy=True), None
-    if buffer is not None:
-        new_buffer = buffer.to(working, copy=True)
-    new_buffer = update(result, grad.to(working), new_buffer, scale, h)
-    param.copy_(result)
-    if new_buffer is None or buffer is None:
-        return new_buffer if new_buffer is None else new_buffer.to(stored)
-    return buffer.copy_(new_buffer)
+    working = torch.promote_types(param.dtype, norm_dtype(param.dtype))
+    wide = param.to(working, copy=True)
+    new = update(wide, grad.to(working), _copy(buffer, working), scale, h)
+    param.copy_(wide if rounding is None else round_stochastically(wide, param.dtype, rounding))
+    if new is None or buffer is None:
+        return _copy(new, momentum_dtype or param.dtype)
+    return buffer.copy_(new)
+
+
+def needs_rounding(
+    param: Tensor,
+    grads: Sequence[Tensor],
+    amended: bool,
+    momentum_dtype: torch.dtype | None,
+    rounding: torch.Generator | None,
+) -> bool:
+    """Whether a step must go through a wider dtype (all parameters are of ``param``'s dtype)."""
+    dtype = param.dtype
+    if rounding is not None or (momentum_dtype or dtype) != dtype:
+        return True
+    if any(grad.dtype != dtype for grad in grads):
+        return True
+    return amended and torch.promote_types(dtype, norm_dtype(dtype)) != dtype
+
+
+def round_stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Round to one of the two neighbours in ``dtype``, so that the mean is the value itself."""
+    if not dtype.is_floating_point or dtype.itemsize >= values.dtype.itemsize:
+        return values.to(dtype)
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(values.abs().clamp_min(info.tiny)).exponent - 1
+    ulp = torch.ldexp(torch.full_like(values, info.eps, dtype=torch.float64), exponent)
+    uniform = torch.empty_like(ulp).uniform_(generator=generator)
+    rounded = torch.floor(values / ulp + uniform) * ulp
+    return torch.where(values.isfinite(), rounded, values.double()).to(dtype)
+
+
+def _copy(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype, copy=True)

@@ -52,13 +52,10 @@ def use(backend: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torc
 def make_params(
     shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float64
 ) -> list[nn.Parameter]:
-    """Seeded normal parameters; the second 4-dimensional one is channels_last."""
-    params = [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
-    return params + [
-        nn.Parameter(
-            torch.randn(6, 5, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-        )
-    ]
+    """Seeded normal parameters, small so that factors are about 1; the last is channels_last."""
+    params = [nn.Parameter(0.2 * torch.randn(shape, dtype=dtype)) for shape in shapes]
+    last = 0.2 * torch.randn(6, 5, 3, 3, dtype=dtype)
+    return [*params, nn.Parameter(last.to(memory_format=torch.channels_last))]
 
 
 def make_grads(params: Sequence[Tensor], steps: int) -> list[list[Tensor]]:

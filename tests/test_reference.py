@@ -17,7 +17,9 @@ def closed_form(weights):
 
 @pytest.mark.parametrize("widths", [(5, 7, 3), (16, 16, 16, 10), (3, 64, 1, 8, 2), (4, 2)])
 def test_recursion_equals_closed_form_on_linear_chains(widths):
-    weights = [torch.randn(o, i, dtype=F64) * 3**k for k, (i, o) in enumerate(zip(widths, widths[1:]))]
+    weights = [
+        torch.randn(o, i, dtype=F64) * 3**k for k, (i, o) in enumerate(zip(widths, widths[1:]))
+    ]
     for s, expected in zip(reference.amendments(weights), closed_form(weights), strict=True):
         torch.testing.assert_close(s, expected, rtol=1e-12, atol=0)
 

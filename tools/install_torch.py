@@ -25,7 +25,9 @@ def pip(*args: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
 
 def brings_cuda(options: list[str]) -> bool:
     """Whether the torch that pip would install requires CUDA packages."""
-    probe = pip("--dry-run", "--no-deps", "--quiet", "--report", "-", *options, "torch", capture=True)
+    probe = pip(
+        "--dry-run", "--no-deps", "--quiet", "--report", "-", *options, "torch", capture=True
+    )
     if probe.returncode != 0:
         sys.exit(f"pip finds no torch for the pin in {CONSTRAINTS.name}:\n{probe.stderr}")
     planned = json.loads(probe.stdout)["install"]  # empty: already installed

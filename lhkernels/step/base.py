@@ -24,7 +24,6 @@ class StepSet(ABC):
         params: dense tensors.
         blocks: their places in the plan; None for plain SGD.
         momentum_dtype: of the momentum buffers; None for the parameters' own.
-        stochastic_rounding: of bfloat16 and float16 parameters.
         capturable: the step may be captured in a CUDA graph.
     """
 
@@ -36,7 +35,6 @@ class StepSet(ABC):
         blocks: Sequence[Block] | None,
         *,
         momentum_dtype: torch.dtype | None = None,
-        stochastic_rounding: bool = False,
         capturable: bool = False,
     ) -> None:
         self.params = list(params)
@@ -44,10 +42,14 @@ class StepSet(ABC):
         self.device = params[0].device
         self.blocks = blocks
         self.momentum_dtype = momentum_dtype
-        self.stochastic_rounding = stochastic_rounding
         self.capturable = capturable
-        self.norm_dtype = reference.norm_dtype(params[0].dtype)
+        self.norm_dtype = self.norm_dtype_for(params[0].dtype)
         self.set_reference(1.0)
+
+    @staticmethod
+    def norm_dtype_for(dtype: torch.dtype) -> torch.dtype:
+        """The dtype of norms and factors of parameters of ``dtype``."""
+        return reference.norm_dtype(dtype)
 
     def set_reference(self, reference_scale: float) -> None:
         """Divide the factors of all blocks (but not of plain parameters) by one constant."""
@@ -70,8 +72,13 @@ class StepSet(ABC):
         one = torch.ones((), dtype=self.norm_dtype, device=self.device)
         return torch.stack([next(norms) if block.uses_norm else one for block in self.blocks])
 
+    def invalidate_norms(self) -> None:
+        """Forget norms that were carried over from the last step (there are none here)."""
+
     def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """``||W||_F^2`` of each, 0-dim."""
+        if torch.is_grad_enabled():  # differentiable: the graph keeps the weights of before
+            weights = [weight.clone() for weight in weights]
         return [reference.sq_norm(weight) for weight in weights]
 
     def scales(self) -> Tensor | None:
@@ -88,6 +95,7 @@ class StepSet(ABC):
         scales: Tensor | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
         """Update the parameters and buffers in place; gradients are never written.
 
@@ -98,6 +106,7 @@ class StepSet(ABC):
             scales: ``s_b``, (B,), instead of those from the set's own norms.
             grad_scale: 1-element; gradients are divided by it first (GradScaler's scale).
             found_inf: 1-element; anything but 0 leaves everything as it is.
+            seed: 0-dim int64; rounds bfloat16 and float16 parameters stochastically.
 
         Returns:
             The momentum buffers, new ones where there was None and momentum needs one.
@@ -116,12 +125,18 @@ class PlainTorchSet(StepSet):
         scales: Tensor | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
         if found_inf is not None and found_inf.item() != 0:
             return buffers
         if grad_scale is not None:
             grads = [grad / grad_scale for grad in grads]
-        return self.update(grads, buffers, h, self.scales() if scales is None else scales)
+        rounding = None
+        if seed is not None:
+            rounding = torch.Generator(self.device)
+            rounding.manual_seed(int(seed))
+        scales = self.scales() if scales is None else scales
+        return self.update(grads, buffers, h, scales, rounding)
 
     @abstractmethod
     def update(
@@ -130,6 +145,7 @@ class PlainTorchSet(StepSet):
         buffers: Sequence[Tensor | None],
         h: Hyperparameters,
         scales: Tensor | None,
+        rounding: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
         """The step proper; arguments as in :meth:`step`."""
 
@@ -145,9 +161,12 @@ class ReferenceSet(PlainTorchSet):
         buffers: Sequence[Tensor | None],
         h: Hyperparameters,
         scales: Tensor | None,
+        rounding: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
+        if torch.is_grad_enabled():  # differentiable: what the graph has saved is not overwritten
+            buffers = [None if buffer is None else buffer.clone() for buffer in buffers]
         each = [None] * len(self.params) if scales is None else scales.unbind()
         return [
-            reference.step(param, grad, buffer, scale, h, self.momentum_dtype)
+            reference.step(param, grad, buffer, scale, h, self.momentum_dtype, rounding)
             for param, grad, buffer, scale in zip(self.params, grads, buffers, each, strict=True)
         ]

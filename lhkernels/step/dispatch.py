@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from lhkernels.step.base import ReferenceSet, StepSet
+from lhkernels.step.cpp import CppSet
 from lhkernels.step.foreach import ForeachSet
+from lhkernels.step.fused import FusedSet
+from lhkernels.step.triton import TritonSet
 
-FUSED: dict[str, Any] = {}
+FUSED: dict[str, type[FusedSet]] = {"cpp": CppSet, "triton": TritonSet}
 DEFAULT_FUSED = {"cpu": "cpp", "cuda": "triton"}
 
 # torch.optim's own rule: on other devices its foreach operations are loops, 10 times slower than
@@ -19,17 +22,20 @@ DEFAULT_FUSED = {"cpu": "cpp", "cuda": "triton"}
 FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
 
-def choose(group: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> type[StepSet]:
+def choose(
+    group: Mapping[str, Any], device: torch.device, dtype: torch.dtype, dense: bool
+) -> type[StepSet]:
     """The backend for a group's parameters of one device and dtype.
 
     ``fused``, ``foreach`` and ``differentiable`` are torch.optim's own flags. With none set: fused
-    where it exists, else foreach where torch has kernels for it, else the reference.
+    where it exists, else foreach where torch has kernels for it, else the reference. Parameters
+    that are not ``dense`` in memory (strided slices) are the reference's in any case.
 
     Raises:
         RuntimeError: ``fused=True`` where no fused backend can run, with the reason.
     """
     fused, foreach = group["fused"], group["foreach"]
-    if group["differentiable"]:
+    if group["differentiable"] or not dense:
         return ReferenceSet
     if fused:
         backend, reason = fused_backend(device.type, dtype)
@@ -50,9 +56,7 @@ def choose(group: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -
     return ReferenceSet
 
 
-def fused_backend(
-    device_type: str, dtype: torch.dtype
-) -> tuple[type[StepSet] | None, str | None]:
+def fused_backend(device_type: str, dtype: torch.dtype) -> tuple[type[StepSet] | None, str | None]:
     """The fused backend for a device and dtype, or None and the reason why there is none.
 
     C++ for CPU tensors and Triton for CUDA; ``LHKERNELS_FUSED_BACKEND=cpp|triton`` overrides that

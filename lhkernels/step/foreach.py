@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels.reference import needs_rounding, round_stochastically
 from lhkernels.step.base import PlainTorchSet
 
 
@@ -17,7 +18,8 @@ class ForeachSet(PlainTorchSet):
     name = "foreach"
 
     def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-        return torch._foreach_pow(torch._foreach_norm(weights, 2, dtype=self.norm_dtype), 2)
+        real = [torch.view_as_real(w) if w.is_complex() else w for w in weights]
+        return torch._foreach_pow(torch._foreach_norm(real, 2, dtype=self.norm_dtype), 2)
 
     def update(
         self,
@@ -25,16 +27,18 @@ class ForeachSet(PlainTorchSet):
         buffers: Sequence[Tensor | None],
         h: Hyperparameters,
         scales: Tensor | None,
+        rounding: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
-        dtype = self.params[0].dtype
-        stored = self.momentum_dtype or dtype
-        working = torch.promote_types(dtype, self.norm_dtype)
-        own = stored == dtype and all(grad.dtype == dtype for grad in grads)
-        if own and (scales is None or working == dtype):
+        amended = scales is not None
+        if not needs_rounding(self.params[0], grads, amended, self.momentum_dtype, rounding):
             return _update(self.params, grads, buffers, scales, h)
+        dtype = self.params[0].dtype
+        working, stored = torch.promote_types(dtype, self.norm_dtype), self.momentum_dtype or dtype
         params = [param.to(working, copy=True) for param in self.params]
         wide = [None if buffer is None else buffer.to(working, copy=True) for buffer in buffers]
         new = _update(params, [grad.to(working) for grad in grads], wide, scales, h)
+        if rounding is not None:
+            params = [round_stochastically(param, dtype, rounding) for param in params]
         torch._foreach_copy_(self.params, params)
         return [
             result if result is None else (result.to(stored) if old is None else old.copy_(result))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
 from lhkernels.step.base import StepSet
 from lhkernels.step.dispatch import choose
+from lhkernels.step.layout import is_dense
 
 # What a set is built from; another value in the group makes another set.
 SET_OPTIONS = (
@@ -24,8 +25,10 @@ SET_OPTIONS = (
     "differentiable",
     "capturable",
     "momentum_dtype",
-    "stochastic_rounding",
 )
+
+# What one set has in common: group, device, dtype, dense memory, and taking the first step.
+Part: TypeAlias = tuple[int, torch.device, torch.dtype, bool, bool]
 
 
 @dataclass(slots=True)
@@ -35,6 +38,7 @@ class Work:
     params: StepSet
     grads: list[Tensor]
     h: Hyperparameters
+    rounding_step: Tensor | None  # steps taken so far; the seed of stochastic rounding
 
     def run(
         self,
@@ -46,10 +50,11 @@ class Work:
         states = [state[p] for p in self.params.params] if self.h.momentum != 0 else []
         buffers = self.params.step(
             self.grads,
-            [s.get("momentum_buffer") for s in states],
+            [s.get("momentum_buffer") for s in states] or [None] * len(self.grads),
             self.h,
             grad_scale=_on(self.params.device, grad_scale),
             found_inf=_on(self.params.device, found_inf),
+            seed=_on(self.params.device, self.rounding_step),
         )
         for s, buffer in zip(states, buffers):
             if buffer is not None:
@@ -60,17 +65,21 @@ class StepSets:
     """The sets of one optimizer, kept while the same parameters have gradients."""
 
     def __init__(self) -> None:
-        self._sets: dict[tuple[int, torch.device, torch.dtype], tuple[tuple, StepSet]] = {}
+        self._sets: dict[Part, tuple[tuple, StepSet]] = {}
         self._admitted: set[int] = set()
 
     def collect(
-        self, groups: Sequence[dict[str, Any]], block_of: Mapping[Tensor, Block]
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        block_of: Mapping[Tensor, Block],
     ) -> list[Work]:
         """Everything that has a gradient, in sets; hyperparameters and gradients are checked."""
         work = []
+        kept, self._sets = self._sets, {}
         for index, group in enumerate(groups):
             h = Hyperparameters.of_group(group)
-            parts: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+            parts: dict[Part, tuple[list[Tensor], list[Tensor]]] = {}
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:
@@ -81,39 +90,50 @@ class StepSets:
                         f"({grad.layout}); ScaleAmendedSGD needs dense ones: build its layer with "
                         "sparse=False, or give it to torch.optim.SGD"
                     )
-                params, grads = parts.setdefault((param.device, param.dtype), ([], []))
+                # The first buffer is the gradient undamped, so a set must be all first or all later.
+                first = h.dampening != 0 and "momentum_buffer" not in state.get(param, ())
+                part = (index, param.device, param.dtype, is_dense(param), first)
+                params, grads = parts.setdefault(part, ([], []))
                 params.append(param)
                 grads.append(grad)
-            for key, (params, grads) in parts.items():
-                work.append(Work(self._set((index, *key), group, params, block_of), grads, h))
+            for part, (params, grads) in parts.items():
+                self._sets[part] = self._keep_or_build(
+                    kept.get(part), part, group, params, block_of
+                )
+                part_h = replace(h, dampening=0.0) if part[-1] else h
+                seed = group["rounding_step"] if group["stochastic_rounding"] else None
+                work.append(Work(self._sets[part][1], grads, part_h, seed))
         return work
 
-    def _set(
-        self,
-        key: tuple[int, torch.device, torch.dtype],
+    @staticmethod
+    def _keep_or_build(
+        kept: tuple[tuple, StepSet] | None,
+        part: Part,
         group: dict[str, Any],
         params: list[Tensor],
         block_of: Mapping[Tensor, Block],
-    ) -> StepSet:
-        """The set of the step before if it has these parameters, else a new one."""
+    ) -> tuple[tuple, StepSet]:
+        """The options and set of the step before if it has these parameters, else new ones."""
         options = tuple(group[name] for name in SET_OPTIONS)
-        if key in self._sets:
-            kept, old = self._sets[key]
-            same = len(old.params) == len(params) and all(map(operator.is_, old.params, params))
-            if same and kept == options:
-                return old
-        _, device, dtype = key
-        new = choose(group, device, dtype)(
+        if kept is not None and kept[0] == options:
+            old = kept[1].params
+            if len(old) == len(params) and all(map(operator.is_, old, params)):
+                return kept
+        _, device, dtype, dense, _ = part
+        new = choose(group, device, dtype, dense)(
             params,
             [block_of[param] for param in params] if group["amend"] else None,
             momentum_dtype=group["momentum_dtype"],
-            stochastic_rounding=group["stochastic_rounding"],
             capturable=group["capturable"],
         )
         if group["reference_scale"] is not None:
             new.set_reference(group["reference_scale"])
-        self._sets[key] = (options, new)
-        return new
+        return options, new
+
+    def invalidate_norms(self) -> None:
+        """Forget all norms carried over from the last step."""
+        for _, params in self._sets.values():
+            params.invalidate_norms()
 
     def fresh(self, work: Sequence[Work]) -> list[StepSet]:
         """The sets in which a parameter takes its first step."""

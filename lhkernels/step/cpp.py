@@ -1,0 +1,87 @@
+"""The fused step on CPU tensors, in C++."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lhkernels import _extension
+from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels.plan import Block
+from lhkernels.step.fused import FusedSet
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+class CppSet(FusedSet):
+    """One pass over all parameters, by ``lhkernels::sgd_step_``; norms and factors in float64."""
+
+    name = "cpp"
+
+    def __init__(
+        self, params: Sequence[Tensor], blocks: Sequence[Block] | None, **options: Any
+    ) -> None:
+        super().__init__(params, blocks, **options)
+        self._norms = None if blocks is None else torch.ones(len(params), dtype=torch.float64)
+        self._uses_norm = torch.tensor(self.uses_norm)
+
+    @staticmethod
+    def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+        if device_type != "cpu":
+            return f"the C++ step is for CPU tensors, not {device_type}"
+        if dtype not in DTYPES:
+            return f"the C++ step has no {dtype}"
+        return _extension.reason()
+
+    @staticmethod
+    def norm_dtype_for(dtype: torch.dtype) -> torch.dtype:
+        return torch.float64
+
+    def sq_norms(self) -> Tensor:
+        assert self._norms is not None
+        self.validate_norms()
+        return self._norms.clone()
+
+    def refresh(self, stale: list[int]) -> None:
+        assert self._norms is not None
+        views = self.views
+        self._norms[stale] = torch.ops.lhkernels.sq_norms([views[i].detach() for i in stale])
+
+    def launch(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        h: Hyperparameters,
+        scales: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        seed: Tensor | None,
+    ) -> None:
+        torch.ops.lhkernels.sgd_step_(
+            self.views,
+            grads,
+            buffers,
+            self._norms,
+            self.coefficients,
+            scales,
+            lr=float(as_scalar(h.lr)),
+            momentum=h.momentum,
+            dampening=h.dampening,
+            weight_decay=float(as_scalar(h.weight_decay)),
+            nesterov=h.nesterov,
+            maximize=h.maximize,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            seed=None if seed is None else int(seed),
+            uses_norm=self._uses_norm,
+        )

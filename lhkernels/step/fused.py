@@ -1,0 +1,125 @@
+"""What the fused backends share: layouts, buffers, and norms carried from step to step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lhkernels.hyperparameters import Hyperparameters
+from lhkernels.plan import Block
+from lhkernels.step.base import StepSet
+from lhkernels.step.layout import in_layout_of
+
+
+class FusedSet(StepSet):
+    """Dense parameters, stepped by one kernel that leaves the norms for the next step.
+
+    A carried norm is valid while nobody else wrote the weight: each weight is marked with its
+    (data_ptr, version) after the step, and those whose mark has changed are recomputed before the
+    next one (math.md, section 5).
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        blocks: Sequence[Block] | None,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, blocks, **options)
+        self.uses_norm = [block.uses_norm for block in self.blocks or ()]
+        self._weights = [i for i, uses in enumerate(self.uses_norm) if uses]
+        self.invalidate_norms()
+
+    @staticmethod
+    @abstractmethod
+    def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+        """Why the backend can't step such parameters here; None if it can."""
+
+    @abstractmethod
+    def refresh(self, stale: list[int]) -> None:
+        """Recompute the norms of these parameters."""
+
+    @abstractmethod
+    def launch(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        h: Hyperparameters,
+        scales: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        seed: Tensor | None,
+    ) -> None:
+        """One step on :attr:`views`, and the norms of what it wrote.
+
+        Real dense tensors in their parameters' layout; no buffers where momentum is 0. Must bump
+        the versions of what it writes.
+        """
+
+    @property
+    def views(self) -> list[Tensor]:
+        """The parameters as dense real tensors."""
+        return [_real(p) for p in self.params] if self.params[0].is_complex() else self.params
+
+    def invalidate_norms(self) -> None:
+        self._marks: list[tuple[int, int]] = [(0, -1)] * len(self._weights)
+
+    def validate_norms(self) -> None:
+        """Recompute the norms of weights that somebody else wrote."""
+        params, marks = self.params, self._marks
+        stale = [
+            i
+            for i, mark in zip(self._weights, marks)
+            if mark != (params[i].data_ptr(), params[i]._version)
+        ]
+        if stale:
+            self.refresh(stale)
+            self._mark()
+
+    def _mark(self) -> None:
+        params = self.params
+        self._marks = [(params[i].data_ptr(), params[i]._version) for i in self._weights]
+
+    @torch.no_grad()
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor | None],
+        h: Hyperparameters,
+        *,
+        scales: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        seed: Tensor | None = None,
+    ) -> Sequence[Tensor | None]:
+        self.validate_norms()
+        kept = []
+        if h.momentum != 0:
+            kept = [self._buffer(p, buffer) for p, buffer in zip(self.params, buffers, strict=True)]
+        self.launch(
+            [in_layout_of(_real(grad), view) for grad, view in zip(grads, self.views, strict=True)],
+            [_real(buffer) for buffer in kept],
+            h,
+            scales,
+            grad_scale,
+            found_inf,
+            seed,
+        )
+        self._mark()
+        return kept
+
+    def _buffer(self, param: Tensor, buffer: Tensor | None) -> Tensor:
+        """The momentum buffer in the parameter's layout; zeros before the first step."""
+        dtype = self.momentum_dtype or param.dtype
+        if buffer is None:
+            return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        return in_layout_of(buffer, param)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as real numbers with a last dimension of 2."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

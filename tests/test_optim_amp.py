@@ -1,0 +1,106 @@
+"""AMP: the scale and the overflow are the step's own business, on every backend."""
+
+import pytest
+import torch
+from cases import FLAGS, make_grads, make_params, run, scale_amended, use
+from torch import nn
+
+import lhkernels as lh
+
+BACKENDS = list(FLAGS)
+OPTIONS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
+
+
+def step(opt, params, grads, *, grad_scale=None, found_inf=None):
+    for p, g in zip(params, grads):
+        p.grad = g.clone()
+    opt.grad_scale, opt.found_inf = grad_scale, found_inf
+    opt.step()
+    del opt.grad_scale, opt.found_inf
+    for p, g in zip(params, grads):
+        assert torch.equal(p.grad.nan_to_num(), g.nan_to_num()), "p.grad was written"
+
+
+def bits(params, opt):
+    return [p.detach().clone() for p in params], {
+        i: opt.state[p]["momentum_buffer"].clone() for i, p in enumerate(params) if p in opt.state
+    }
+
+
+def equal(a, b):
+    return (
+        all(map(torch.equal, a[0], b[0]))
+        and a[1].keys() == b[1].keys()
+        and all(torch.equal(a[1][i], b[1][i]) for i in a[1])
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_unscaled(backend, monkeypatch):
+    flags = use(backend, monkeypatch)
+    params = make_params(dtype=torch.float32)
+    grads = make_grads(params, steps=3)
+    expected, _ = run(scale_amended(**OPTIONS, **flags), params, grads)
+    ours = [nn.Parameter(p.detach().clone()) for p in params]
+    opt = lh.ScaleAmendedSGD(ours, **OPTIONS, **flags)
+    for g in grads:
+        scaled = [1024 * x for x in g]  # a power of 2: unscaling is exact
+        step(opt, ours, scaled, grad_scale=torch.tensor(1024.0), found_inf=torch.zeros(()))
+    assert all(map(torch.equal, ours, expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.5}, {"scale_reference": "initial"}])
+@pytest.mark.parametrize("found_inf", [1.0, 3.0])
+def test_an_overflow_is_as_if_the_step_had_not_been(backend, options, found_inf, monkeypatch):
+    """On the first step and in between; found_inf is a sum over devices, so not only 1."""
+    flags = use(backend, monkeypatch)
+    params = make_params(dtype=torch.float32)
+    grads = make_grads(params, steps=4)
+    options = {**OPTIONS, **options, **flags}
+    expected, expected_opt = run(scale_amended(**options), params, grads)
+    ours = [nn.Parameter(p.detach().clone()) for p in params]
+    opt = lh.ScaleAmendedSGD(ours, **options)
+    scale, overflow = torch.tensor(8.0), torch.tensor(found_inf)
+    for g in grads:
+        before = bits(ours, opt)
+        bad = [torch.full_like(x, float("inf")) for x in g]
+        step(opt, ours, bad, grad_scale=scale, found_inf=overflow)
+        assert equal(bits(ours, opt), before)
+        step(opt, ours, [8 * x for x in g], grad_scale=scale, found_inf=torch.zeros(()))
+    assert equal(bits(ours, opt), bits(expected, expected_opt))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_overflow_draws_no_random_bits(backend, monkeypatch):
+    flags = use(backend, monkeypatch, torch.bfloat16)
+    params = [nn.Parameter(torch.randn(40, 30).bfloat16())]
+    grads = make_grads(params, steps=3)
+    make = scale_amended(lr=1e-3, stochastic_rounding=True, **flags)
+    expected, _ = run(make, params, grads)
+    ours = [nn.Parameter(p.detach().clone()) for p in params]
+    opt = make(ours)
+    for g in grads:
+        for found in (torch.ones(()), torch.ones(1), torch.zeros(1)):
+            step(opt, ours, g, grad_scale=torch.ones(()), found_inf=found)
+    assert torch.equal(ours[0], expected[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torchs_grad_scaler_hands_over(backend, monkeypatch):
+    """With a real GradScaler: no unscaling pass, overflows skipped, the scale halved."""
+    flags = use(backend, monkeypatch)
+    net = nn.Linear(4, 3)
+    opt = lh.ScaleAmendedSGD(net.parameters(), lr=0.1, momentum=0.9, **flags)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x = torch.randn(5, 4)
+    for overflow in (True, False, True):
+        before = bits(list(net.parameters()), opt)
+        opt.zero_grad()
+        loss = net(x).square().sum() * (float("inf") if overflow else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(opt)
+        scaler.update()
+        assert equal(bits(list(net.parameters()), opt), before) == overflow
+    assert scaler.get_scale() == 2.0**8
+    assert not hasattr(opt, "found_inf")

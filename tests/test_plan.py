@@ -1,0 +1,128 @@
+"""Plans: the chain's rule, the printed table, and what a wrong plan is told."""
+
+import pytest
+import torch
+from torch import nn
+
+import lhkernels as lh
+from lhkernels import Block, Plan
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)
+    )
+
+
+def test_chain_gives_every_parameter_its_rule():
+    net = small_net()
+    net.register_parameter("temperature", nn.Parameter(torch.tensor(2.0)))
+    net.register_parameter("nothing", nn.Parameter(torch.empty(0, 4)))
+    plan = Plan.chain(net.named_parameters())
+    rules = {b.parameter: (b.kind, b.units, b.m, b.coefficient, b.uses_norm) for b in plan.blocks}
+    assert rules == {
+        "temperature": ("plain", 1, 1.0, 1.0, False),
+        "nothing": ("plain", 1, 1.0, 1.0, False),
+        "0.weight": ("weight", 8, 10 / 8, 1 / 10, True),
+        "0.bias": ("vector", 8, 10 / 8, 8 / 10, False),
+        "1.weight": ("vector", 8, 10 / 8, 8 / 10, False),
+        "1.bias": ("vector", 8, 10 / 8, 8 / 10, False),
+        "4.weight": ("weight", 10, 1.0, 1 / 10, True),
+        "4.bias": ("vector", 10, 1.0, 1.0, False),
+    }
+
+
+def test_vectors_alone_are_plain():
+    assert {b.kind for b in Plan.chain([torch.ones(3), torch.ones(4)]).blocks} == {"plain"}
+
+
+def test_output_units_and_plain():
+    net = small_net()
+    plan = Plan.chain(net.named_parameters(), output_units=5, plain=["4.weight"])
+    by_name = {b.parameter: b for b in plan.blocks}
+    assert by_name["0.weight"].coefficient == 1 / 5
+    assert by_name["4.weight"].coefficient == 1
+    assert not by_name["4.weight"].uses_norm
+    # without the last linear layer, the last block is the convolution
+    assert Plan.chain(net.named_parameters(), plain=["4.weight"]).blocks[0].coefficient == 1 / 8
+
+
+def test_the_table_reads_well():
+    lines = str(Plan.chain(small_net().named_parameters())).splitlines()
+    assert lines[0] == "chain, n_L = 10 output units: 2 blocks, 6 parameters"
+    assert lines[2].split() == ["parameter", "shape", "kind", "units", "m", "s"]
+    assert lines[4].split() == ["0", "0.weight", "8x3x3x3", "weight", "8", "1.25", "0.1", "||W||^2"]
+    assert lines[5].split() == ["1", "0.bias", "8", "vector", "8", "1.25", "0.8"]
+    assert len(lines) == 10
+    assert max(map(len, lines)) < 80
+    assert "scalar" in str(Plan.chain([torch.ones(2, 2), torch.ones(())]))
+
+
+def test_a_plan_of_ones_own():
+    net = small_net()
+    plan = Plan(
+        [Block("4.weight", (10, 32), units=10, m=0.5), Block("0.bias", (8,), "vector", 8, 4)]
+    )
+    opt = lh.ScaleAmendedSGD(net.named_parameters(), lr=0.1, plan=plan)
+    scales = opt.block_scales()
+    expected = net[4].weight.detach().square().sum() / (10 * 0.5)
+    torch.testing.assert_close(scales["4.weight"], expected)
+    assert scales["0.bias"] == 0.25
+    assert {scales[n].item() for n in ("0.weight", "1.weight", "1.bias", "4.bias")} == {1.0}
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    opt.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(before[name] - p, torch.full_like(p, 0.1) * scales[name])
+
+
+def test_positions_stand_for_names():
+    params = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(2, 4))]
+    by_position = lh.ScaleAmendedSGD(params, plan=Plan.chain(params, plain=[0]))
+    named = lh.ScaleAmendedSGD([("a", params[0]), ("b", params[1])], plan=Plan([Block(1, (2, 4))]))
+    assert list(by_position.block_scales()) == [0, 1]
+    assert by_position.block_scales()[0] == 1
+    assert named.block_scales()["b"] == params[1].square().sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda n: Plan([Block("0.wait", (8, 3, 3, 3))]),
+            ["'0.wait'", "does not have", "0.weight"],
+        ),
+        (
+            lambda n: Plan([Block("0.weight", (8, 3, 5, 5))]),
+            ["'0.weight'", "(8, 3, 5, 5)", "(8, 3, 3, 3)"],
+        ),
+        (lambda n: Plan([Block("0.weight", (8, 3, 3, 3)), Block(0, (8, 3, 3, 3))]), ["twice"]),
+        (lambda n: Plan([Block(0, (8, 3, 3, 3)), Block(0, (8, 3, 3, 3))]), ["twice"]),
+        (lambda n: Plan([Block(17, (8,))]), ["17", "does not have"]),
+        (lambda n: Plan([Block(0, (8,), m=0.0)]), ["m=0.0", "0"]),
+        (lambda n: Plan([Block(0, (8,), m=float("nan"))]), ["m=nan"]),
+        (lambda n: Plan([Block(0, (8,), "wait")]), ["kind='wait'", "plain"]),
+        (lambda n: Plan([Block(0, (8,), units=0)]), ["units=0"]),
+        (lambda n: Plan.chain(n.named_parameters(), plain=["head"]), ["plain='head'", "0.weight"]),
+        (
+            lambda n: Plan.chain(n.parameters(), plain=["head"]),
+            ["plain='head'", "named_parameters"],
+        ),
+        (lambda n: Plan.chain(n.parameters(), output_units=0), ["output_units=0"]),
+    ],
+)
+def test_wrong_plans_are_told_what_is_wrong(make, words):
+    net = small_net()
+    with pytest.raises(ValueError, match=".") as error:
+        lh.ScaleAmendedSGD(net.named_parameters(), plan=make(net))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_named_plan_needs_a_named_optimizer():
+    net = small_net()
+    with pytest.raises(ValueError, match=r"pass model.named_parameters\(\)"):
+        lh.ScaleAmendedSGD(net.parameters(), plan=Plan.chain(net.named_parameters()))
+    with pytest.raises(TypeError, match="is not a Plan"):
+        lh.ScaleAmendedSGD(net.parameters(), plan={"0.weight": 1.0})
