@@ -68,7 +68,7 @@ def run(
     params: Sequence[Tensor],
     grads: Sequence[Sequence[Tensor | None]],
 ) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Step copies of the parameters through the gradients; no gradient may be written on the way."""
+    """Step copies of the parameters through the gradients, none of which may be written."""
     copies = [copy.deepcopy(p) for p in params]
     optimizer = make_optimizer(copies)
     for step in grads:

@@ -43,14 +43,14 @@ def weight(*shape, **options):
 )
 def test_bad_options_are_refused(options, words):
     p = weight(3, 2)
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match="pass|must|needs") as error:
         lh.ScaleAmendedSGD([p], **options)
     for word in words:
         assert word in str(error.value)
     # and in a group added later, which must leave the optimizer as it was
     opt = lh.ScaleAmendedSGD([p], lr=0.1)
     if "scale_reference" not in options:
-        with pytest.raises(ValueError, match=".") as error:
+        with pytest.raises(ValueError, match="pass|must|needs") as error:
             opt.add_param_group({"params": [weight(2, 2)], **options})
         assert words[0] in str(error.value)
     assert len(opt.param_groups) == 1
@@ -242,7 +242,7 @@ def test_pickle_and_deepcopy_go_on_alike():
     make = scale_amended(lr=0.05, momentum=0.9, plan=plan, scale_reference="initial")
     whole, _ = run(make, params, grads)
     for clone in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
-        half, opt = run(make, params, grads[:3])
+        _, opt = run(make, params, grads[:3])
         opt2 = clone(opt)
         continued = [p for g in opt2.param_groups for p in g["params"]]
         for step in grads[3:]:

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit resumption, torch.optim.SGD's format, dtypes of buffers, DCP's dry step."""
+"""Checkpoints: bit for bit resumption, torch.optim.SGD's format, buffers' dtypes, DCP."""
 
 import io
 

@@ -1,5 +1,7 @@
 """The specification against the paper's recursion, its closed form and its invariances."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -18,14 +20,14 @@ def closed_form(weights):
 @pytest.mark.parametrize("widths", [(5, 7, 3), (16, 16, 16, 10), (3, 64, 1, 8, 2), (4, 2)])
 def test_recursion_equals_closed_form_on_linear_chains(widths):
     weights = [
-        torch.randn(o, i, dtype=F64) * 3**k for k, (i, o) in enumerate(zip(widths, widths[1:]))
+        torch.randn(o, i, dtype=F64) * 3**k for k, (i, o) in enumerate(itertools.pairwise(widths))
     ]
     for s, expected in zip(reference.amendments(weights), closed_form(weights), strict=True):
         torch.testing.assert_close(s, expected, rtol=1e-12, atol=0)
 
 
 def conv_chain():
-    """Convolutions with strides, padding, pooling and a flattening linear layer: shapes measured."""
+    """Convolutions with strides, padding, pooling, then linear layers; positions are measured."""
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.MaxPool2d(2),

@@ -1,9 +1,9 @@
-"""Install torch into this Python, at the pin of constraints.txt and without CUDA where there is no GPU.
+"""Install torch into this Python, at the pin of constraints.txt; without CUDA if there is no GPU.
 
     python tools/install_torch.py [pip option ...]
 
-Whatever pip would take is asked for its requirements first (no download): if they name CUDA packages
-and this machine has no NVIDIA GPU, PyTorch's own index of CPU builds is used instead.
+Whatever pip would take is asked for its requirements first (no download): if they name CUDA
+packages and this machine has no NVIDIA GPU, PyTorch's own index of CPU builds is used instead.
 """
 
 from __future__ import annotations

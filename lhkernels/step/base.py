@@ -73,7 +73,8 @@ class StepSet(ABC):
         return torch.stack([next(norms) if block.uses_norm else one for block in self.blocks])
 
     def invalidate_norms(self) -> None:
-        """Forget norms that were carried over from the last step (there are none here)."""
+        """Forget norms that were carried over from the last step, if any were."""
+        return
 
     def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """``||W||_F^2`` of each, 0-dim."""

@@ -20,7 +20,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape have equal strides; those of size-1 dimensions don't count."""
+    """Whether two tensors of one shape have equal strides, size-1 dimensions left aside."""
     if a.stride() == b.stride():
         return True
     return all(x == y or n <= 1 for x, y, n in zip(a.stride(), b.stride(), a.shape))
