@@ -49,24 +49,28 @@ class CppSet(FusedSet):
 
     def sq_norms(self) -> Tensor:
         assert self._norms is not None
-        self.validate_norms()
+        self._refresh(self.stale())
+        self.mark()
         return self._norms.clone()
 
-    def refresh(self, stale: list[int]) -> None:
-        assert self._norms is not None
-        views = self.views
-        self._norms[stale] = torch.ops.lhkernels.sq_norms([views[i].detach() for i in stale])
+    def _refresh(self, stale: list[int]) -> None:
+        if stale:
+            assert self._norms is not None
+            views = self.views
+            self._norms[stale] = torch.ops.lhkernels.sq_norms([views[i].detach() for i in stale])
 
     def launch(
         self,
         grads: Sequence[Tensor],
         buffers: Sequence[Tensor],
+        stale: list[int],
         h: Hyperparameters,
         scales: Tensor | None,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         seed: Tensor | None,
     ) -> None:
+        self._refresh(stale)
         torch.ops.lhkernels.sgd_step_(
             self.views,
             grads,

@@ -40,14 +40,11 @@ class FusedSet(StepSet):
         """Why the backend can't step such parameters here; None if it can."""
 
     @abstractmethod
-    def refresh(self, stale: list[int]) -> None:
-        """Recompute the norms of these parameters."""
-
-    @abstractmethod
     def launch(
         self,
         grads: Sequence[Tensor],
         buffers: Sequence[Tensor],
+        stale: list[int],
         h: Hyperparameters,
         scales: Tensor | None,
         grad_scale: Tensor | None,
@@ -56,8 +53,9 @@ class FusedSet(StepSet):
     ) -> None:
         """One step on :attr:`views`, and the norms of what it wrote.
 
-        Real dense tensors in their parameters' layout; no buffers where momentum is 0. Must bump
-        the versions of what it writes.
+        Real dense tensors in their parameters' layout; no buffers where momentum is 0. ``stale``
+        are the positions of parameters whose norms have to be recomputed first. Must bump the
+        versions of what it writes.
         """
 
     @property
@@ -68,19 +66,17 @@ class FusedSet(StepSet):
     def invalidate_norms(self) -> None:
         self._marks: list[tuple[int, int]] = [(0, -1)] * len(self._weights)
 
-    def validate_norms(self) -> None:
-        """Recompute the norms of weights that somebody else wrote."""
-        params, marks = self.params, self._marks
-        stale = [
+    def stale(self) -> list[int]:
+        """The weights that somebody else wrote since the last step."""
+        params = self.params
+        return [
             i
-            for i, mark in zip(self._weights, marks)
+            for i, mark in zip(self._weights, self._marks)
             if mark != (params[i].data_ptr(), params[i]._version)
         ]
-        if stale:
-            self.refresh(stale)
-            self._mark()
 
-    def _mark(self) -> None:
+    def mark(self) -> None:
+        """The norms are those of the weights as they are now."""
         params = self.params
         self._marks = [(params[i].data_ptr(), params[i]._version) for i in self._weights]
 
@@ -96,20 +92,20 @@ class FusedSet(StepSet):
         found_inf: Tensor | None = None,
         seed: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
-        self.validate_norms()
         kept = []
         if h.momentum != 0:
             kept = [self._buffer(p, buffer) for p, buffer in zip(self.params, buffers, strict=True)]
         self.launch(
             [in_layout_of(_real(grad), view) for grad, view in zip(grads, self.views, strict=True)],
             [_real(buffer) for buffer in kept],
+            self.stale(),
             h,
             scales,
             grad_scale,
             found_inf,
             seed,
         )
-        self._mark()
+        self.mark()
         return kept
 
     def _buffer(self, param: Tensor, buffer: Tensor | None) -> Tensor:

@@ -27,8 +27,9 @@ SET_OPTIONS = (
     "momentum_dtype",
 )
 
-# What one set has in common: group, device, dtype, dense memory, and taking the first step.
-Part: TypeAlias = tuple[int, torch.device, torch.dtype, bool, bool]
+# What one set has in common: the group's position, device, dtype, gradients' dtype, dense memory,
+# and whether it is the first step.
+Part: TypeAlias = tuple[int, torch.device, torch.dtype, torch.dtype, bool, bool]
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class StepSets:
                     )
                 # The first buffer is the gradient undamped: such parameters make a set of their own.
                 first = h.dampening != 0 and "momentum_buffer" not in state.get(param, ())
-                part = (index, param.device, param.dtype, is_dense(param), first)
+                part = (index, param.device, param.dtype, grad.dtype, is_dense(param), first)
                 params, grads = parts.setdefault(part, ([], []))
                 params.append(param)
                 grads.append(grad)
@@ -119,7 +120,7 @@ class StepSets:
             old = kept[1].params
             if len(old) == len(params) and all(map(operator.is_, old, params)):
                 return kept
-        _, device, dtype, dense, _ = part
+        _, device, dtype, _, dense, _ = part
         new = choose(group, device, dtype, dense)(
             params,
             [block_of[param] for param in params] if group["amend"] else None,

@@ -1,0 +1,34 @@
+// The operators' schemas, and a Python module whose import runs these registrations. The operators'
+// fake implementations are in lhkernels/ops.py.
+#include <Python.h>
+
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include "sgd_step.h"
+
+TORCH_LIBRARY(lhkernels, m) {
+  m.def(
+      "sgd_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+      "Tensor(c!)? sq_norms, Tensor? coefficients, Tensor? scales, *, float lr, float momentum, "
+      "float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, "
+      "Tensor? found_inf, int? seed, Tensor? uses_norm) -> ()",
+      {at::Tag::pt2_compliant_tag});
+  m.def("sq_norms(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(lhkernels, CPU, m) {
+  m.impl("sgd_step_", &lhkernels::sgd_step_);
+  m.impl("sq_norms", &lhkernels::sq_norms);
+}
+
+// TORCH_VERSION lets the loader refuse a torch whose C++ interface is another.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  PyObject* module = PyModule_Create(&definition);
+  if (module != nullptr && PyModule_AddStringConstant(module, "TORCH_VERSION", TORCH_VERSION) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
+}

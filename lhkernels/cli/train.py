@@ -1,0 +1,219 @@
+"""``lhkernels train``: train image classifiers by several optimizers side by side."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lhkernels.cli.errors import CommandError
+from lhkernels.training.config import (
+    DATA,
+    DEFAULTS,
+    DEVICES,
+    MODELS,
+    OPTIMIZERS,
+    TrainConfig,
+    parse_lr,
+    parse_seeds,
+)
+from lhkernels.training.errors import TrainingError
+from lhkernels.training.folder import RunFolder, strict_json
+from lhkernels.training.study import resumed_config, train
+
+DESCRIPTION = """\
+Train the same network on the same batches by several optimizers, an epoch of each in turn.
+
+The defaults are the set-up of Zhang, Chen and Liu (NeurIPS 2018, section 4): a VGG net with only
+the last fully connected layer, no biases, batch normalisation without parameters before each
+activation, momentum 0.9, weight decay 0.005, the learning rate halved when the test error has not
+fallen for 10 epochs, random flips (not for digits) and small rotations of the training images.
+"""
+
+EPILOG = """\
+defaults by data set:
+                 model      epochs  batch  flip  rotate  lr: sgd, sa-sgd, lars
+{defaults}
+  With --scale-reference initial, sa-sgd's default learning rate is sgd's.
+
+written to --out:
+  metrics.jsonl  a line per seed, epoch and optimizer: train_loss (mean over the epoch's batches as
+                 they were trained on), test_loss, test_error (a fraction), lr, seconds (training
+                 alone, without evaluation)
+  report.json    options, machine, final and best figures of each run; status ok, diverged (a loss
+                 that is not finite; the other optimizers go on) or interrupted
+  curves.png     train loss and test error against the epoch
+  checkpoints/   weights, optimizer and schedule after the last finished epoch
+
+The learning rate schedule watches the test error, so the test error of the best epoch is a little
+too good; compare final ones. Images smaller than a model's poolings need get a black border: 28x28
+becomes 32x32 for vgg11, 13 and 16. An epoch's last, incomplete batch is left out.
+
+exit status: 0 done, 1 every run diverged, 2 an option or a file is wrong, 130 interrupted (nothing
+is lost but the running epoch; --resume --out DIR goes on).
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a network by several optimizers side by side",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(defaults=_defaults_table()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Options that are not given stay unset: TrainConfig has the defaults, and a resumed run
+        # has those that it was started with.
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_data_options(parser.add_argument_group("data and model"))
+    _add_training_options(parser.add_argument_group("training"))
+    _add_run_options(parser.add_argument_group("run"))
+    parser.set_defaults(run=run)
+
+
+def _add_data_options(group: Any) -> None:
+    group.add_argument("--data", metavar="NAME", help=f"{', '.join(DATA)} (default: digits)")
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the data set's files (default: $LHKERNELS_DATA; nothing is downloaded)",
+    )
+    group.add_argument("--model", metavar="NAME", help=", ".join(MODELS))
+    group.add_argument("--width", type=float, metavar="X", help="multiplies all channel numbers")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N training images")
+    group.add_argument("--flip", type=float, metavar="P", help="probability of a left-right flip")
+    group.add_argument("--rotate", type=float, metavar="DEG", help="largest rotation in degrees")
+    group.add_argument(
+        "--init-scale",
+        type=float,
+        metavar="C",
+        help="multiplies every initial weight that batch normalisation follows (default: 1)",
+    )
+
+
+def _add_training_options(group: Any) -> None:
+    group.add_argument(
+        "--optimizers",
+        metavar="A,B",
+        help=f"of {', '.join(OPTIMIZERS)} (default: sgd,sa-sgd; lars needs pytorch_optimizer)",
+    )
+    group.add_argument(
+        "--lr", metavar="LR", help="one number, or one per optimizer: sgd=0.1,sa-sgd=0.005"
+    )
+    group.add_argument(
+        "--scale-reference",
+        metavar="REF",
+        help="sa-sgd's scales count from the network's output (output, the default) or start with "
+        "a geometric mean of one (initial)",
+    )
+    group.add_argument("--momentum", type=float, metavar="M", help="(default: 0.9)")
+    group.add_argument("--weight-decay", type=float, metavar="D", help="(default: 0.005)")
+    group.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="epochs without a lower test error (default: 10)...",
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=float,
+        metavar="F",
+        help="...after which lr is multiplied by F (default: 0.5)",
+    )
+    group.add_argument("--seeds", metavar="0,1,2", help="one run each (default: 0)")
+    group.add_argument("--epochs", type=int, metavar="N", help="epochs of each optimizer")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
+
+
+def _add_run_options(group: Any) -> None:
+    group.add_argument("--device", metavar="DEV", help=f"{', '.join(DEVICES)} (default: auto)")
+    group.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU",
+    )
+    group.add_argument("--out", metavar="DIR", help="(default: runs/DATA-MODEL)")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the interrupted run in --out, with its options; --epochs may grow",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    group.add_argument("--json", action="store_true", help="print report.json's content on stdout")
+    group.add_argument("--no-progress", action="store_true", help="print the final table only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as ``args`` say; the exit status."""
+    if find_spec("rich") is None:
+        raise CommandError("the package rich is missing: pip install lhkernels[demo]")
+    from rich.console import Console
+
+    from lhkernels.training.display import Display
+
+    given = vars(args)
+    resume, as_json = "resume" in given, given.get("json", False)
+    console = Console(stderr=as_json)
+    out = output_folder(given)
+    try:
+        config = read_config(given, out, resume)
+        report = train(
+            config,
+            out,
+            resume=resume,
+            overwrite="overwrite" in given,
+            observer=Display(console, progress="no_progress" not in given),
+        )
+    except TrainingError as error:
+        raise CommandError(str(error)) from error
+    except KeyboardInterrupt:
+        print(interruption_message(out), file=sys.stderr)
+        return 130
+    if as_json:
+        print(strict_json(report, indent=2))
+    console.print(f"written to {out}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if all(run["status"] == "diverged" for run in report["runs"]) else 0
+
+
+def interruption_message(out: Path) -> str:
+    """What is saved, and how to go on."""
+    if not RunFolder(out).holds_run():
+        return "Interrupted before the training began; nothing was written."
+    return (
+        "Interrupted; all finished epochs are saved. To go on:\n"
+        f"  python -m lhkernels train --resume --out {shlex.quote(str(out))}"
+    )
+
+
+def output_folder(given: dict[str, Any]) -> Path:
+    """--out, or runs/DATA-MODEL."""
+    data = given.get("data", DATA[0])
+    model = given.get("model") or (DEFAULTS[data].model if data in DEFAULTS else "")
+    return Path(given.get("out") or f"runs/{data}-{model}")
+
+
+def read_config(given: dict[str, Any], out: Path, resume: bool) -> TrainConfig:
+    """The options that were given, over the defaults or over those of the run to resume."""
+    names = {field.name for field in fields(TrainConfig)}
+    options = {name: value for name, value in given.items() if name in names}
+    if "optimizers" in options:
+        options["optimizers"] = tuple(part.strip() for part in options["optimizers"].split(","))
+    if "seeds" in options:
+        options["seeds"] = parse_seeds(options["seeds"])
+    if "lr" in options:
+        options["lr"] = parse_lr(options["lr"])
+    return resumed_config(RunFolder(out), options) if resume else TrainConfig(**options)
+
+
+def _defaults_table() -> str:
+    """The defaults of each data set, a line each."""
+    return "\n".join(
+        f"  {name:14} {d.model:10} {d.epochs:6} {d.batch_size:6} {d.flip:5g} {d.rotate:7g}  "
+        + ", ".join(f"{lr:g}" for lr in d.lr.values())
+        for name, d in DEFAULTS.items()
+    )

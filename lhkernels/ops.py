@@ -1,0 +1,96 @@
+"""The C++ operators as typed functions, and what they do to fake tensors (``torch.compile``).
+
+The schemas are in ``csrc/ops.cpp``. Ask :func:`lhkernels._extension.available` first: that loads
+the operators and registers the fake implementations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sq_norms(params: Sequence[Tensor]) -> Tensor:
+    """``||W_b||_F^2`` of dense CPU tensors of one dtype, (B,) float64.
+
+    The sum has a fixed order: the same bits for any number of threads, and the same that
+    :func:`sgd_step_` leaves for the weights it wrote.
+    """
+    return torch.ops.lhkernels.sq_norms.default(params)
+
+
+def sgd_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    sq_norms: Tensor | None = None,
+    coefficients: Tensor | None = None,
+    scales: Tensor | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    seed: int | None = None,
+    uses_norm: Tensor | None = None,
+) -> None:
+    r"""One step of B parameters, in place; gradients are never written.
+
+    .. math::
+        d &= s_b (\pm g / \text{grad\_scale} + \text{weight\_decay}\, W) \\
+        buf &\leftarrow \text{momentum}\, buf + (1 - \text{dampening})\, d \\
+        W &\leftarrow W - lr\, (d + \text{momentum}\, buf \text{ if nesterov, else } buf)
+
+    in float32 (float64 for float64 parameters), each stored value rounded once.
+
+    Args:
+        params: dense CPU tensors of one dtype: float32, float64, bfloat16 or float16.
+        grads: of the parameters' sizes and strides, each of any of those dtypes.
+        momentum_buffers: the same; empty where momentum is 0. Zeros before the first step.
+        sq_norms: (B,) float64, ``||W_b||_F^2`` before the step; on return that of the new weights.
+        coefficients: (B,), ``s_b = coefficients[b] * sq_norms[b]``.
+        scales: (B,), ``s_b`` itself; without either, ``s_b = 1``: plain SGD.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: see :class:`torch.optim.SGD`.
+        grad_scale: 1 element; gradients are divided by it.
+        found_inf: 1 element; anything but 0 leaves everything as it is.
+        seed: for stochastic rounding of bfloat16 and float16 parameters; None rounds to nearest.
+        uses_norm: (B,); only where it is not 0 is ``sq_norms`` written.
+    """
+    torch.ops.lhkernels.sgd_step_.default(
+        params,
+        grads,
+        momentum_buffers,
+        sq_norms,
+        coefficients,
+        scales,
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        seed=seed,
+        uses_norm=uses_norm,
+    )
+
+
+def register_fakes() -> None:
+    """Tell torch the shape of what the loaded operators return."""
+    torch.library.register_fake("lhkernels::sq_norms", _fake_sq_norms)
+    torch.library.register_fake("lhkernels::sgd_step_", _fake_sgd_step_)
+
+
+def _fake_sq_norms(params: Sequence[Tensor]) -> Tensor:
+    return torch.empty(len(params), dtype=torch.float64)
+
+
+def _fake_sgd_step_(*args: object, **options: object) -> None:
+    return None

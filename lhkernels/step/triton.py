@@ -1,0 +1,86 @@
+"""The fused step on CUDA tensors, in Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels.plan import Block
+from lhkernels.step.fused import FusedSet
+from lhkernels.step.triton_tables import Tables
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+
+
+class TritonSet(FusedSet):
+    """One launch for all parameters, :func:`lhkernels.step.triton_kernel.step`; norms in float32."""
+
+    name = "triton"
+
+    def __init__(
+        self, params: Sequence[Tensor], blocks: Sequence[Block] | None, **options: Any
+    ) -> None:
+        super().__init__(params, blocks, **options)
+        uses_norm = None if blocks is None else self.uses_norm
+        self._tables = Tables(self.views, uses_norm=uses_norm, capturable=self.capturable)
+
+    @staticmethod
+    def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+        try:
+            from lhkernels.step import triton_kernel
+        except ImportError as error:
+            return f"triton does not import: {error}"
+        if dtype not in DTYPES:
+            return f"the Triton step has no {dtype}"
+        if device_type == "cuda" and not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        if device_type != "cuda" and not triton_kernel.INTERPRETED.value:
+            return f"Triton kernels run on {device_type} tensors only under TRITON_INTERPRET=1"
+        return None
+
+    def sq_norms(self) -> Tensor:
+        from lhkernels.step import triton_kernel
+
+        stale = self.stale()
+        if stale:
+            self._tables.update(self.views)
+            triton_kernel.refresh_norms(self._tables, stale)
+            self.mark()
+        return triton_kernel.sq_norms(self._tables)
+
+    def launch(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        stale: list[int],
+        h: Hyperparameters,
+        scales: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        seed: Tensor | None,
+    ) -> None:
+        from lhkernels.step import triton_kernel
+
+        tables = self._tables
+        tables.update(self.views, grads, buffers)
+        tables.coefficients = self.coefficients
+        triton_kernel.refresh_norms(tables, stale)
+        triton_kernel.step(
+            tables,
+            as_scalar(h.lr),
+            h.momentum,
+            h.dampening,
+            as_scalar(h.weight_decay),
+            nesterov=h.nesterov,
+            maximize=h.maximize,
+            scales=scales,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            seed=seed,
+        )
+        increment_version([*self.params, *buffers])

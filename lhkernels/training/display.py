@@ -1,0 +1,180 @@
+"""A study on a terminal: a line per epoch, live bars below, a table at the end.
+
+Where output is no terminal only the lines and the table are printed, without control codes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from lhkernels.training.config import TrainConfig
+from lhkernels.training.data import ImageData, steps_per_epoch
+from lhkernels.training.loop import Record, Run
+from lhkernels.training.study import Observer
+
+COLUMN = 16  # characters for an optimizer's loss and error in an epoch's line
+
+
+class Display(Observer):
+    """Prints to ``console``; ``progress=False`` leaves only the table at the end."""
+
+    def __init__(self, console: Console, progress: bool = True) -> None:
+        self.console = console
+        self.lines = progress
+        live = progress and console.is_terminal and not console.is_dumb_terminal
+        self.bars = Bars(console) if live else None
+
+    def start(self, config: TrainConfig, data: ImageData, device: torch.device) -> None:
+        self.config, self.data = config, data
+        if not self.lines:
+            return
+        images, channels, height, width = data.train_images.shape
+        self._print(
+            f"{config.data}: {images} training and {len(data.test_labels)} test images, "
+            f"{channels}x{height}x{width}"
+        )
+        where = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+        self._print(f"{config.model}, batches of {config.batch_size}, on {where}")
+
+    def start_seed(self, runs: list[Run]) -> None:
+        if not self.lines:
+            return
+        if len(self.config.seeds) > 1:
+            self._print(f"\nseed {runs[0].seed}")
+        names = "".join(run.name.rjust(COLUMN) for run in runs)
+        self._print(f"epoch   {names}\n        " + "loss   error".rjust(COLUMN) * len(runs))
+        if self.bars:
+            self.bars.start_seed(runs, steps_per_epoch(self.data, self.config), self.config.epochs)
+
+    def batch(self, run: Run, step: int, loss: float) -> None:
+        if self.bars:
+            self.bars.batch(run, step, loss)
+
+    def epoch(self, run: Run, record: Record) -> None:
+        if self.bars:
+            self.bars.epoch()
+
+    def epoch_done(self, runs: list[Run], epoch: int) -> None:
+        if self.lines:
+            cells = "".join(epoch_cell(run, epoch) for run in runs)
+            self._print(f"{epoch:>3}/{self.config.epochs:<4}{cells}")
+
+    def finish(self, report: dict[str, Any]) -> None:
+        if self.bars:
+            self.bars.stop()
+        self.console.print(summary_table(report, self._plus_minus()))
+        for run in report["runs"]:
+            if run["status"] == "diverged":
+                self._print(
+                    f"{run['optimizer']} diverged in epoch {run['diverged_in_epoch']} "
+                    f"(seed {run['seed']}): try a smaller --lr for it"
+                )
+
+    def _plus_minus(self) -> str:
+        return "±" if self.console.encoding.lower().startswith("utf") else "+-"
+
+    def _print(self, text: str) -> None:
+        # Plain: rich would colour the numbers and read [brackets] as markup.
+        self.console.print(text, highlight=False, markup=False)
+
+
+class Bars:
+    """A bar for each optimizer's epoch under way, and one for all epochs of the seed."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None, complete_style="cyan", finished_style="cyan"),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            expand=True,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def start_seed(self, runs: list[Run], steps: int, epochs: int) -> None:
+        for task in self.progress.task_ids:
+            self.progress.remove_task(task)
+        self.tasks = {
+            run.name: self.progress.add_task(run.name, total=steps, note="") for run in runs
+        }
+        done = sum(len(run.history) for run in runs)
+        self.all = self.progress.add_task(
+            "epochs", total=epochs * len(runs), completed=done, note=""
+        )
+        self.started, self.done_before, self.done = time.monotonic(), done, done
+        self.progress.start()
+
+    def batch(self, run: Run, step: int, loss: float) -> None:
+        self.progress.update(self.tasks[run.name], completed=step, note=f"loss {short(loss)}")
+
+    def epoch(self) -> None:
+        self.done += 1
+        total = self.progress.tasks[-1].total or 0
+        pace = (time.monotonic() - self.started) / (self.done - self.done_before)
+        minutes, seconds = divmod(round(pace * max(0, total - self.done)), 60)
+        self.progress.update(self.all, completed=self.done, note=f"{minutes}:{seconds:02} left")
+
+    def stop(self) -> None:
+        self.progress.stop()
+
+
+def epoch_cell(run: Run, epoch: int) -> str:
+    """Loss and error of one optimizer in one epoch, right-aligned in COLUMN characters."""
+    if len(run.history) < epoch:
+        return "-".rjust(COLUMN)
+    record = run.history[epoch - 1]
+    if record["train_loss"] is None:
+        return "diverged".rjust(COLUMN)
+    return f"{short(record['train_loss'])} {percent(record['test_error']):>7}".rjust(COLUMN)
+
+
+def short(loss: float) -> str:
+    """Four decimals, but no row of digits for the loss of a network on its way to diverging."""
+    return f"{loss:.4f}" if loss < 1000 else f"{loss:.0e}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+# The table's figures, and how each is written.
+SHOWN: dict[str, Callable[[float], str]] = {
+    "final_train_loss": short,
+    "final_test_error": percent,
+    "best_test_error": percent,
+    "seconds_per_epoch": "{:.2f}".format,
+}
+
+
+def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
+    """A row per optimizer; with several seeds the std of each figure below its mean."""
+    seeds = len(report["config"]["seeds"])
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    if seeds > 1:
+        table.title = f"mean and standard deviation of {seeds} seeds"
+    table.add_column("optimizer", no_wrap=True)
+    for heading in ("lr", "train\nloss", "test\nerror", "best\nerror", "s per\nepoch"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["summary"]:
+        name = row["optimizer"]
+        if row["diverged"]:
+            name += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
+        cells = (mean_and_std(row[field], show) for field, show in SHOWN.items())
+        rate = f"{row['lr']:g}"
+        table.add_row(name, rate, *(cell.replace("±", plus_minus) for cell in cells))
+    return table
+
+
+def mean_and_std(value: dict[str, float | None], show: Callable[[float], str]) -> str:
+    """A mean, and on a second line the std where there is one."""
+    parts = [value["mean"], value["std"]]
+    return "\n± ".join(show(part) for part in parts if part is not None) or "-"

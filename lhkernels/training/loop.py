@@ -1,0 +1,153 @@
+"""One network, one optimizer: an epoch of training and evaluation at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from lhkernels.training.config import TrainConfig
+from lhkernels.training.data import ImageData, batches, random_stream
+from lhkernels.training.errors import ConfigError
+from lhkernels.training.models import VGG, initialise
+from lhkernels.training.optimizers import build_optimizer
+
+EVALUATION_BATCH = 500
+# Reading the loss makes a GPU wait; on a CPU it costs nothing.
+STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 16}
+
+Record = dict[str, Any]
+BatchCallback = Callable[[int, float], None]
+
+
+class Run:
+    """The training of one network by one optimizer from one seed.
+
+    ``history`` has a record an epoch: seed, epoch (from 1), optimizer, train_loss (mean over the
+    epoch's batches as they were trained on), test_loss, test_error (a fraction), lr (the epoch's),
+    seconds (training alone). A loss that is not finite is None, and ends the run as diverged.
+    """
+
+    def __init__(
+        self, config: TrainConfig, optimizer: str, seed: int, data: ImageData, device: torch.device
+    ) -> None:
+        self.config, self.name, self.seed, self.data, self.device = (
+            config, optimizer, seed, data, device,
+        )  # fmt: skip
+        self.model = build_model(config, data, seed).to(device)
+        self.optimizer = build_optimizer(optimizer, self.model, config)
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, factor=config.lr_factor, patience=config.patience
+        )
+        # float16 gradients need scaling; bfloat16 (CPU) has float32's range.
+        self.scaler = torch.amp.GradScaler("cuda", enabled=config.amp and device.type == "cuda")
+        self.history: list[Record] = []
+        self.diverged = False
+
+    def run_epoch(self, on_batch: BatchCallback = lambda step, loss: None) -> Record:
+        """Train an epoch, evaluate, let the schedule look at the test error; the new record."""
+        epoch = len(self.history) + 1
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        start = time.perf_counter()
+        train_loss = self._train(epoch, on_batch)
+        seconds = time.perf_counter() - start
+        record: Record = {
+            "seed": self.seed, "epoch": epoch, "optimizer": self.name, "train_loss": None,
+            "test_loss": None, "test_error": None, "lr": lr, "seconds": round(seconds, 4),
+        }  # fmt: skip
+        if math.isfinite(train_loss) and self._weights_are_finite():
+            test_loss, test_error = self.evaluate()
+            self.scheduler.step(test_error)
+            record["train_loss"], record["test_error"] = train_loss, test_error
+            record["test_loss"] = test_loss if math.isfinite(test_loss) else None
+        else:
+            self.diverged = True
+        self.history.append(record)
+        return record
+
+    def _train(self, epoch: int, on_batch: BatchCallback) -> float:
+        """Mean loss of the epoch's batches; not finite as soon as it is seen to have diverged."""
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        step = 0
+        for images, labels in batches(self.data, self.config, self.seed, epoch):
+            step += 1
+            self.optimizer.zero_grad()
+            with self._autocast():
+                loss = F.cross_entropy(self.model(images).float(), labels)
+            total += loss.detach()
+            # Before the step, so that no optimizer is given a gradient that is not finite.
+            if step % STEPS_BETWEEN_LOOKS[self.device.type] == 0:
+                mean = float(total) / step
+                if not math.isfinite(mean):
+                    return mean
+                on_batch(step, mean)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        mean = float(total) / step
+        on_batch(step, mean)
+        return mean
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and share of wrong answers on the test images, with BN's running statistics."""
+        self.model.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        pairs = zip(
+            self.data.test_images.split(EVALUATION_BATCH),
+            self.data.test_labels.split(EVALUATION_BATCH),
+            strict=True,
+        )
+        for images, labels in pairs:
+            with self._autocast():
+                logits = self.model(self.data.normalise(images.float())).float()
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+            wrong += (logits.argmax(dim=1) != labels).sum()
+        count = len(self.data.test_labels)
+        return float(loss) / count, int(wrong) / count
+
+    def _autocast(self) -> torch.autocast:
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.config.amp)
+
+    def _weights_are_finite(self) -> bool:
+        norms = [p.detach().abs().max() for p in self.model.parameters()]
+        return bool(torch.stack(norms).isfinite().all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on; its random numbers follow from the seed."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "diverged": self.diverged,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part in ("model", "optimizer", "scheduler", "scaler"):
+            getattr(self, part).load_state_dict(state[part])
+        self.history, self.diverged = list(state["history"]), bool(state["diverged"])
+
+
+def build_model(config: TrainConfig, data: ImageData, seed: int) -> VGG:
+    """The network as every optimizer starts from it: drawn on the CPU from the seed alone."""
+    model = VGG(config.model, data.train_images.shape[1], data.classes, config.width)
+    initialise(model, random_stream(seed, epoch=0), config.init_scale)
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the CUDA device if there is one, else the CPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", name, "no CUDA device is available here; use cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

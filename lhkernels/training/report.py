@@ -1,0 +1,105 @@
+"""Figures of a finished or interrupted study: per run, and per optimizer over the seeds."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from typing import Any
+
+import torch
+
+from lhkernels.training.config import TrainConfig
+from lhkernels.training.loop import Record
+
+Histories = dict[tuple[int, str], list[Record]]  # (seed, optimizer) -> a record per epoch
+
+
+def make_report(config: TrainConfig, histories: Histories, device: torch.device) -> dict[str, Any]:
+    """What report.json holds: the options, the machine, a status and figures for every run."""
+    runs = [
+        describe_run(config, seed, optimizer, histories.get((seed, optimizer), []))
+        for seed in config.seeds
+        for optimizer in config.optimizers
+    ]
+    return {
+        "config": config.to_dict(),
+        "environment": environment(device),
+        "runs": runs,
+        "summary": [summarise(optimizer, runs) for optimizer in config.optimizers],
+    }
+
+
+def describe_run(
+    config: TrainConfig, seed: int, optimizer: str, history: list[Record]
+) -> dict[str, Any]:
+    """Status, final and best figures of one seed and optimizer; null where there are none."""
+    finished = [record for record in history if record["train_loss"] is not None]
+    diverged = len(finished) < len(history)
+    best = min(finished, key=lambda record: record["test_error"], default=None)
+    last = finished[-1] if finished and not diverged else None
+    complete = len(history) >= config.epochs
+    status = "diverged" if diverged else "ok" if complete else "interrupted"
+    return {
+        "seed": seed,
+        "optimizer": optimizer,
+        "status": status,
+        "lr": config.lr[optimizer],
+        "epochs": len(finished),
+        "diverged_in_epoch": len(history) if diverged else None,
+        "final_lr": last and last["lr"],
+        "final_train_loss": last and last["train_loss"],
+        "final_test_loss": last and last["test_loss"],
+        "final_test_error": last and last["test_error"],
+        "best_test_error": best and best["test_error"],
+        "best_epoch": best and best["epoch"],
+        "seconds_per_epoch": (
+            statistics.fmean(record["seconds"] for record in finished) if finished else None
+        ),
+    }
+
+
+SUMMARISED = ("final_train_loss", "final_test_error", "best_test_error", "seconds_per_epoch")
+
+
+def summarise(optimizer: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample std over the seeds that did not diverge (std: null for fewer than two)."""
+    mine = [run for run in runs if run["optimizer"] == optimizer]
+    sound = [run for run in mine if run["status"] != "diverged"]
+    summary: dict[str, Any] = {
+        "optimizer": optimizer,
+        "lr": mine[0]["lr"],
+        "seeds": len(mine),
+        "diverged": len(mine) - len(sound),
+    }
+    for figure in SUMMARISED:
+        values = [run[figure] for run in sound if run[figure] is not None]
+        summary[figure] = {
+            "mean": statistics.fmean(values) if values else None,
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+        }
+    return summary
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, as far as they decide numbers and times."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": device.type,
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it, else what Python knows."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

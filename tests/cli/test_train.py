@@ -1,0 +1,202 @@
+"""``lhkernels train`` as its users meet it: output, exit status, errors, interruption."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lhkernels.cli import main
+from lhkernels.cli import train as command
+from lhkernels.training.loop import Run
+
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+QUICK = ["--limit", "160", "--batch-size", "32", "--width", "0.25", "--epochs", "2"]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    # Networks this small gain nothing from a second thread, and lose much on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*arguments):
+    return main(["train", *arguments])
+
+
+def test_output_is_plain_lines_that_fit(capsys):
+    assert run(*QUICK, "--seeds", "0,1") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert max(map(len, out.splitlines())) <= 60
+    rows = [line for line in out.splitlines() if line.startswith(("  1/2", "  2/2"))]
+    assert len(rows) == 4  # a line per epoch and seed
+    text = Path("runs/digits-vgg-small/metrics.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    assert f"{records[0]['train_loss']:.4f}" in rows[0]
+    assert f"{100 * records[1]['test_error']:.2f}%" in rows[0]
+    assert "mean and standard deviation of 2 seeds" in out
+    assert "…" not in out
+    assert out.rstrip().endswith("runs/digits-vgg-small")
+
+
+def test_json_goes_to_stdout_and_the_rest_to_stderr(capsys):
+    assert run(*QUICK, "--json", "--out", "here") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(Path("here/report.json").read_text())
+    assert "2/2" in err
+
+
+def test_no_progress_leaves_the_table(capsys):
+    assert run(*QUICK, "--no-progress") == 0
+    out = capsys.readouterr().out
+    assert "1/2" not in out
+    assert "sa-sgd" in out
+
+
+def test_options_reach_the_configuration():
+    options = "--seeds 3 --lr sgd=0.2,sa-sgd=0.002 --momentum 0.8 --weight-decay 0.001 --flip 0.1"
+    options += " --rotate 3 --patience 4 --lr-factor 0.25 --init-scale 2 --scale-reference initial"
+    assert run(*QUICK, *options.split(), "--out", "here", "--no-progress", "--device", "cpu") == 0
+    config = json.loads(Path("here/report.json").read_text())["config"]
+    expected = {
+        "seeds": [3], "lr": {"sgd": 0.2, "sa-sgd": 0.002}, "momentum": 0.8, "weight_decay": 0.001,
+        "flip": 0.1, "rotate": 3, "patience": 4, "lr_factor": 0.25, "init_scale": 2, "limit": 160,
+        "scale_reference": "initial", "width": 0.25, "epochs": 2, "batch_size": 32, "amp": False,
+        "device": "cpu",
+    }  # fmt: skip
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--epochs 0", "--epochs 0: must be a whole number, at least 1"),
+        ("--optimizers sgd,adam", "--optimizers adam: choose from sgd, sa-sgd, lars"),
+        ("--lr -1", "--lr -1.0: must be a finite number, at least 0"),
+        ("--lr fast", "--lr fast: give one number, or one for each optimizer"),
+        ("--seeds 1,x", "--seeds 1,x: give whole numbers"),
+        ("--data mnist", "--data mnist: choose from digits"),
+        ("--resume", "--resume: there is no run in --out runs"),
+        ("--data cifar10 --data-dir nowhere", "cifar10: not found in nowhere"),
+        ("--data fashion-mnist --data-dir nowhere", "Fashion-MNIST: not found in nowhere"),
+    ],
+)
+def test_bad_option_ends_with_status_2_and_writes_nothing(capsys, options, message):
+    assert run(*options.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"lhkernels train: error: {message}")
+    assert err.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_unparsable_number_names_the_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("--epochs", "many")
+    assert caught.value.code == 2
+    assert "argument --epochs: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn"])
+def test_missing_extra_is_one_line_that_names_the_remedy(capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(*QUICK) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        f"lhkernels train: error: the package {package} is missing: pip install lhkernels[demo]\n"
+    )
+    assert list(Path().iterdir()) == []
+
+
+def test_help_lists_the_defaults_without_the_extras():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('rich', 'matplotlib', 'sklearn')));"
+        "from lhkernels.cli import main; main(['train', '--help'])"
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "cifar10        vgg13" in done.stdout
+    assert "--init-scale" in done.stdout
+
+
+def interrupt_in_epoch(monkeypatch, seed, name, epoch):
+    plain = Run._train
+
+    def train_or_stop(run, number, on_batch):
+        if (run.seed, run.name, number) == (seed, name, epoch):
+            raise KeyboardInterrupt
+        return plain(run, number, on_batch)
+
+    monkeypatch.setattr(Run, "_train", train_or_stop)
+
+
+def test_interruption_saves_says_how_to_go_on_and_can(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_in_epoch(patch, 0, "sa-sgd", 2)
+        assert run(*QUICK, "--out", "my run") == 130
+    out, err = capsys.readouterr()
+    assert "python -m lhkernels train --resume --out 'my run'" in err
+    assert "sa-sgd" in out  # the table of what there is
+    folder = Path("my run")
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+    assert (folder / "curves.png").exists()
+    status = [r["status"] for r in json.loads((folder / "report.json").read_text())["runs"]]
+    assert status == ["ok", "interrupted"]
+
+    # The options come from the run itself; one that differs is refused.
+    assert run("--resume", "--out", "my run", "--lr", "7") == 2
+    assert "--lr sgd=7,sa-sgd=7: the run to resume has" in capsys.readouterr().err
+    assert run("--resume", "--out", "my run", "--epochs", "3") == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_interruption_while_loading(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lhkernels.training.study.load", stop)
+    assert run(*QUICK) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+def test_second_run_into_a_folder(capsys):
+    assert run(*QUICK, "--no-progress") == 0
+    assert run(*QUICK, "--no-progress") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert run(*QUICK, "--no-progress", "--overwrite") == 0
+
+
+def test_divergence_of_all_is_a_failure_of_one_is_not(capsys):
+    # Each step at this rate multiplies the weights by a few thousand, until they overflow.
+    assert run(*QUICK, "--epochs", "4", "--lr", "sgd=1e6", "--out", "one") == 0
+    out = capsys.readouterr().out
+    assert "sgd diverged in epoch" in out
+    assert max(map(len, out.splitlines())) <= 60
+    assert run(*QUICK, "--epochs", "4", "--lr", "1e6", "--optimizers", "sgd", "--out", "all") == 1
+
+
+def test_every_option_has_help():
+    parsers = argparse.ArgumentParser().add_subparsers()
+    command.add_parser(parsers)
+    actions = parsers.choices["train"]._actions
+    assert len(actions) > 20
+    assert all(action.help for action in actions)

@@ -1,0 +1,260 @@
+"""Files in every layout give the exact pixels; damaged ones an error that says what to do."""
+
+import gzip
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lhkernels.training import formats, sources
+from lhkernels.training.errors import DataError
+
+np = pytest.importorskip("numpy")
+
+
+def idx_bytes(values):
+    header = bytes((0, 0, 8, values.dim()))
+    return header + b"".join(n.to_bytes(4, "big") for n in values.shape) + bytes(values.flatten())
+
+
+def random_bytes(*shape, seed=0, high=256):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, high, shape, dtype=torch.uint8, generator=generator)
+
+
+FASHION = {
+    "train-images-idx3-ubyte": random_bytes(7, 28, 28, seed=1),
+    "train-labels-idx1-ubyte": random_bytes(7, seed=2, high=10),
+    "t10k-images-idx3-ubyte": random_bytes(3, 28, 28, seed=3),
+    "t10k-labels-idx1-ubyte": random_bytes(3, seed=4, high=10),
+}
+
+
+def write_fashion(folder, compress):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in FASHION.items():
+        content = idx_bytes(values)
+        if compress:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+
+
+def assert_is_fashion(data):
+    assert torch.equal(data.train_images, FASHION["train-images-idx3-ubyte"][:, None])
+    assert torch.equal(data.train_labels, FASHION["train-labels-idx1-ubyte"])
+    assert torch.equal(data.test_images, FASHION["t10k-images-idx3-ubyte"][:, None])
+    assert torch.equal(data.test_labels, FASHION["t10k-labels-idx1-ubyte"])
+    assert data.classes == 10
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
+def test_fashion_mnist_layouts(tmp_path, compress, below):
+    write_fashion(tmp_path / below, compress)
+    assert_is_fashion(sources.load_raw("fashion-mnist", str(tmp_path)))
+
+
+def test_environment_variable_names_the_folder(tmp_path, monkeypatch):
+    write_fashion(tmp_path, compress=True)
+    monkeypatch.setenv("LHKERNELS_DATA", str(tmp_path))
+    assert_is_fashion(sources.load_raw("fashion-mnist", None))
+
+
+def test_named_folder_is_the_only_one_searched(tmp_path, monkeypatch):
+    write_fashion(tmp_path / "elsewhere", compress=True)
+    monkeypatch.setenv("LHKERNELS_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(sources, "FASHION_MNIST_SYSTEM", tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"not found in .*nowhere.*apt install dataset-fashion-mni"):
+        sources.load_raw("fashion-mnist", str(tmp_path / "nowhere"))
+
+
+def test_missing_file_is_named(tmp_path):
+    write_fashion(tmp_path, compress=True)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="lacks t10k-labels-idx1-ubyte;"):
+        sources.load_raw("fashion-mnist", str(tmp_path))
+
+
+GOOD = idx_bytes(random_bytes(4, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (GOOD[:-1], "136 bytes expected for shape .4, 5, 6., 135 found"),
+        (GOOD + b"x", "136 bytes expected .* 137 found"),
+        (GOOD[:10], "does not start like an idx file"),
+        (b"", "does not start like an idx file"),
+        (b"\0\0\x0d" + GOOD[3:], "does not start like an idx file"),
+        (b"\0\0\x08\x01" + GOOD[4:], "does not start like an idx file"),
+        (gzip.compress(GOOD)[:-20], "gzip stream is damaged"),
+        (gzip.compress(GOOD)[:20] + b"\xff" * 20, "gzip stream is damaged"),
+    ],
+)
+def test_damaged_idx_file(tmp_path, content, reason):
+    file = tmp_path / "broken-ubyte"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"broken-ubyte: .*{reason}.*; delete the file and get it"):
+        formats.read_idx(file, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [(torch.tensor([1, 2], dtype=torch.uint8), "2 labels for 3 images"),
+     (torch.tensor([1, 10, 2], dtype=torch.uint8), "label 10 where 0 to 9 are expected")],
+)  # fmt: skip
+def test_labels_must_fit_the_images(tmp_path, labels, reason):
+    write_fashion(tmp_path, compress=False)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with pytest.raises(DataError, match=reason):
+        sources.load_raw("fashion-mnist", str(tmp_path))
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    write_fashion(tmp_path, compress=False)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(random_bytes(3, 27, 28)))
+    with pytest.raises(DataError, match=r"images of \(28, 28\) expected, \(27, 28\) found"):
+        sources.load_raw("fashion-mnist", str(tmp_path))
+
+
+@pytest.mark.skipif(
+    not sources.FASHION_MNIST_SYSTEM.exists(), reason="dataset-fashion-mnist is not installed"
+)
+def test_the_real_fashion_mnist(monkeypatch):
+    monkeypatch.delenv("LHKERNELS_DATA", raising=False)
+    data = sources.load_raw("fashion-mnist", None)
+    assert data.train_images.shape == (60000, 1, 28, 28)
+    assert data.test_images.shape == (10000, 1, 28, 28)
+    assert torch.bincount(data.train_labels).tolist() == [6000] * 10
+    assert torch.bincount(data.test_labels).tolist() == [1000] * 10
+
+
+RECORDS = 4  # in each of the small CIFAR files written here
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+    """Both CIFAR layouts with RECORDS records in a binary file."""
+    small = {
+        name: replace(layout, train_records=RECORDS, test_records=RECORDS)
+        for name, layout in sources.CIFAR.items()
+    }
+    monkeypatch.setattr(sources, "CIFAR", small)
+    return small
+
+
+def cifar_parts(layout):
+    """Name, images (N, 3072) and labels (N,) of each file."""
+    for i, name in enumerate([*layout.train, layout.test]):
+        yield (
+            name,
+            random_bytes(RECORDS, 3072, seed=i),
+            random_bytes(RECORDS, seed=50 + i, high=layout.classes),
+        )
+
+
+def write_cifar_pickles(folder, layout, protocol=2):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images, labels in cifar_parts(layout):
+        entries = {b"data": images.numpy(), layout.label_key.encode(): labels.tolist()}
+        entries |= {b"batch_label": b"x", b"filenames": [b"a.png"] * RECORDS}
+        (folder / name).write_bytes(pickle.dumps(entries, protocol=protocol))
+
+
+def write_cifar_binaries(folder, layout):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images, labels in cifar_parts(layout):
+        coarse = torch.full((RECORDS, layout.label_bytes - 1), 3, dtype=torch.uint8)
+        content = torch.cat((coarse, labels[:, None], images), dim=1)
+        (folder / f"{name}.bin").write_bytes(bytes(content.flatten()))
+
+
+def assert_is_cifar(data, layout):
+    *train, (_, test_images, test_labels) = cifar_parts(layout)
+    assert torch.equal(data.train_images.flatten(1), torch.cat([part[1] for part in train]))
+    assert torch.equal(data.train_labels, torch.cat([part[2] for part in train]))
+    assert torch.equal(data.test_images.flatten(1), test_images)
+    assert torch.equal(data.test_labels, test_labels)
+    assert data.train_images.shape[1:] == (3, 32, 32)
+    # Planes in the order red, green, blue, each row by row.
+    assert data.test_images[1, 2, 31, 5] == test_images[1, 2 * 1024 + 31 * 32 + 5]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("below", [False, True])
+def test_cifar_python_layout(tmp_path, small_cifar, name, protocol, below):
+    layout = small_cifar[name]
+    write_cifar_pickles(tmp_path / (layout.folders[0] if below else ""), layout, protocol)
+    assert_is_cifar(sources.load_raw(name, str(tmp_path)), layout)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("below", [False, True])
+def test_cifar_binary_layout(tmp_path, small_cifar, name, below):
+    layout = small_cifar[name]
+    write_cifar_binaries(tmp_path / (layout.folders[1] if below else ""), layout)
+    assert_is_cifar(sources.load_raw(name, str(tmp_path)), layout)
+
+
+def test_truncated_cifar_binary(tmp_path, small_cifar):
+    write_cifar_binaries(tmp_path, small_cifar["cifar10"])
+    file = tmp_path / "data_batch_3.bin"
+    file.write_bytes(file.read_bytes()[:-3073])  # a whole record
+    with pytest.raises(DataError, match=r"data_batch_3.bin: 12292 bytes expected, 9219 found"):
+        sources.load_raw("cifar10", str(tmp_path))
+
+
+def test_truncated_cifar_pickle(tmp_path, small_cifar):
+    write_cifar_pickles(tmp_path, small_cifar["cifar10"])
+    file = tmp_path / "data_batch_3"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="data_batch_3: it can not be unpickled"):
+        sources.load_raw("cifar10", str(tmp_path))
+
+
+def test_cifar_pickle_of_other_shape(tmp_path):
+    file = tmp_path / "batch"
+    entries = {b"data": np.zeros((3, 3071), np.uint8), b"labels": [0, 1, 2]}
+    file.write_bytes(pickle.dumps(entries, protocol=2))
+    with pytest.raises(DataError, match=r"batch: \(3, 3072\) bytes expected, \(3, 3071\)"):
+        formats.read_cifar_pickle(file, "labels")
+
+
+class RunsCode:
+    def __reduce__(self):
+        return Path.touch, (Path("made-by-pickle"),)
+
+
+def test_pickle_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "batch"
+    file.write_bytes(pickle.dumps({"data": RunsCode(), "labels": []}))
+    with pytest.raises(DataError, match="which no CIFAR file needs"):
+        formats.read_cifar_pickle(file, "labels")
+    assert not Path("made-by-pickle").exists()
+
+
+def test_missing_cifar_says_where_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("LHKERNELS_DATA", raising=False)
+    with pytest.raises(DataError, match=r"no folder is named; get .*kriz/cifar.html.*--data-dir"):
+        sources.load_raw("cifar10", None)
+    with pytest.raises(DataError, match="cifar-100-binary"):
+        sources.load_raw("cifar100", str(tmp_path))
+
+
+def test_digits_split_is_fixed_stratified_and_disjoint():
+    pytest.importorskip("sklearn")
+    data = sources.digits()
+    assert data.train_images.shape == (1347, 1, 8, 8)
+    assert data.test_images.shape == (450, 1, 8, 8)
+    assert int(data.train_images.max()) == 16
+    train, test = torch.bincount(data.train_labels), torch.bincount(data.test_labels)
+    assert (test / (train + test) - 450 / 1797).abs().max() < 0.005
+    again = sources.digits()
+    assert torch.equal(data.test_images, again.test_images)
+    train_set = {bytes(image.flatten()) for image in data.train_images}
+    assert not train_set & {bytes(image.flatten()) for image in data.test_images}
