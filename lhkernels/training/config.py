@@ -32,10 +32,10 @@ class DataDefaults:
     lr: Mapping[str, float]
 
 
-# Learning rates. CIFAR: the paper's (its section 4). The others: of 0.3, 0.1, 0.03, 0.01, 0.003 the
-# one with the lowest test error, for SGD and SA-SGD alike. digits: mean of the last ten of 30 epochs,
-# seeds 10 to 12; Fashion-MNIST (from 0.1 on): of the last four of 8 epochs on 10000 images, seed 10.
-# LARS is not in the paper; on digits the same rule took 3 of 10, 3, 1.
+# Learning rates. CIFAR: the paper's (its section 4). The others: of 0.3, 0.1, 0.03, 0.01, 0.003
+# the one with the lowest test error, for SGD and SA-SGD alike. digits: mean of the last ten of 30
+# epochs, seeds 10 to 12; Fashion-MNIST (from 0.1 on): of the last four of 8 epochs on 10000 images,
+# seed 10. LARS is not in the paper; on digits the same rule took 3 of 10, 3, 1.
 DEFAULTS: Mapping[str, DataDefaults] = {
     "digits": DataDefaults(
         "vgg-small", 30, 64, 0.0, 10.0, {"sgd": 0.01, "sa-sgd": 0.03, "lars": 3.0}

@@ -40,6 +40,7 @@ def draw_curves(config: TrainConfig, histories: Histories, path: Path) -> None:
     loss_axes.yaxis.set_major_formatter("{x:g}")
     if high < 10 * low:  # within a decade there may be no major tick at all
         loss_axes.yaxis.set_minor_formatter("{x:g}")
+        loss_axes.grid(alpha=0.3, which="minor")
     loss_axes.set_ylabel("train loss")
     error_axes.set_ylabel("test error [%]")
     error_axes.legend()
