@@ -25,7 +25,7 @@ $(STAMP): $(SETUP)
 	@touch $@
 
 demo: $(STAMP) ## train a small network on real images, SGD beside scale-amended SGD (about a minute)
-	$(BIN)/python -m lhkernels train --data digits --model vgg-small --out runs/demo --overwrite
+	$(BIN)/python -m lhkernels train --data digits --model vgg-small --seeds 0,1,2 --out runs/demo --overwrite
 
 test: $(STAMP) ## all tests that need no GPU
 	$(BIN)/python -m pytest -q

@@ -71,6 +71,8 @@ class ScaleAmendedSGD(Optimizer):
     """
 
     _step_supports_amp_scaling = True
+    _block_of: dict[Tensor, Block]
+    _sets: StepSets
 
     def __init__(
         self,
@@ -294,7 +296,7 @@ class ScaleAmendedSGD(Optimizer):
     def _reset_caches(self) -> None:
         """Forget what was derived from the groups and weights; the next step derives it anew."""
         self._sets = StepSets()
-        self._block_of: dict[Tensor, Block] = {}
+        self._block_of = {}
 
 
 def _check_group(group: Mapping[str, Any]) -> None:

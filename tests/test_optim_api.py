@@ -43,14 +43,14 @@ def weight(*shape, **options):
 )
 def test_bad_options_are_refused(options, words):
     p = weight(3, 2)
-    with pytest.raises(ValueError, match="pass|must|needs") as error:
+    with pytest.raises(ValueError, match="pass") as error:
         lh.ScaleAmendedSGD([p], **options)
     for word in words:
         assert word in str(error.value)
     # and in a group added later, which must leave the optimizer as it was
     opt = lh.ScaleAmendedSGD([p], lr=0.1)
     if "scale_reference" not in options:
-        with pytest.raises(ValueError, match="pass|must|needs") as error:
+        with pytest.raises(ValueError, match="pass") as error:
             opt.add_param_group({"params": [weight(2, 2)], **options})
         assert words[0] in str(error.value)
     assert len(opt.param_groups) == 1

@@ -114,7 +114,7 @@ def test_positions_stand_for_names():
 )
 def test_wrong_plans_are_told_what_is_wrong(make, words):
     net = small_net()
-    with pytest.raises(ValueError, match="plan|Block|plain|output_units") as error:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
         lh.ScaleAmendedSGD(net.named_parameters(), plan=make(net))
     for word in words:
         assert word in str(error.value)

@@ -24,7 +24,7 @@ from lhkernels.benchmarks.shapes import MODELS, Shape
 
 BASELINE = "torch fused"
 OURS = "lhkernels"
-HYPERPARAMETERS = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
+HYPERPARAMETERS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -68,7 +68,7 @@ def contenders(device: torch.device) -> dict[str, Factory]:
     }
     optimi = _import("optimi")
     if optimi is not None:
-        options = {"triton": True} if device.type == "cuda" else {"foreach": True}
+        options: dict[str, Any] = {"triton": True} if device.type == "cuda" else {"foreach": True}
         found["optimi SGD"] = lambda ps: optimi.SGD(ps, **options, **HYPERPARAMETERS)
     peers = _import("pytorch_optimizer")
     if peers is not None:

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status (0: done, 2: the user can mend it, 130: interrupted)."""
+    """Run one command and return its exit status: 2 where the user can mend what is wrong."""
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)

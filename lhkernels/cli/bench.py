@@ -1,4 +1,4 @@
-"""``python -m lhkernels bench step``: optimizer steps side by side with torch's and other peers'."""
+"""``python -m lhkernels bench step``: optimizer steps beside torch's and other peers'."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def add_parser(subparsers: Any) -> None:
         "step",
         help="opt.step() on the parameter shapes of real networks",
         description="Time opt.step(), host included, on the parameter shapes of real networks. "
-        "'ratio' is the median over rounds of the time to torch.optim.SGD(fused=True); 'GB/s' counts "
-        "the floor of 5 accesses an element (20 bytes in float32); '/copy' is that to a measured "
-        "dst.copy_(src).",
+        "'ratio' is the median over rounds of the time to torch.optim.SGD(fused=True); 'GB/s' "
+        "counts the floor of 5 accesses an element (20 bytes in float32); '/copy' is that to a "
+        "measured dst.copy_(src).",
     )
     names = ", ".join(MODELS)
     step.add_argument("--models", metavar="A,B", help=f"of {names} (default: those that fit)")

@@ -31,7 +31,7 @@ class ForeachSet(PlainTorchSet):
     ) -> Sequence[Tensor | None]:
         amended = scales is not None
         if not needs_rounding(self.params[0], grads, amended, self.momentum_dtype, rounding):
-            return _update(self.params, grads, buffers, scales, h)
+            return _update(self.params, list(grads), buffers, scales, h)
         dtype = self.params[0].dtype
         working, stored = torch.promote_types(dtype, self.norm_dtype), self.momentum_dtype or dtype
         params = [param.to(working, copy=True) for param in self.params]
@@ -47,37 +47,31 @@ class ForeachSet(PlainTorchSet):
 
 
 def _update(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
     buffers: Sequence[Tensor | None],
     scales: Tensor | None,
     h: Hyperparameters,
 ) -> Sequence[Tensor | None]:
     """:func:`lhkernels.reference.update` over lists: the same operations in the same order."""
     lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
-    d = torch._foreach_neg(grads) if h.maximize else grads
+    d = list(torch._foreach_neg(grads)) if h.maximize else grads
     if isinstance(weight_decay, Tensor):
-        d = torch._foreach_add(d, torch._foreach_mul(params, weight_decay))
+        d = list(torch._foreach_add(d, list(torch._foreach_mul(params, weight_decay))))
     elif weight_decay != 0:
-        d = torch._foreach_add(d, params, alpha=weight_decay)
+        d = list(torch._foreach_add(d, params, alpha=weight_decay))
     if scales is not None:
-        d = torch._foreach_mul(d, scales.unbind())
+        d = list(torch._foreach_mul(d, scales.unbind()))
     if h.momentum != 0:
         old = [buffer for buffer in buffers if buffer is not None]
-        if len(old) == len(buffers):
+        if old:
+            added = [x for x, buffer in zip(d, buffers) if buffer is not None]
             torch._foreach_mul_(old, h.momentum)
-            torch._foreach_add_(old, d, alpha=1 - h.dampening)
-            buffers = old
-        else:
-            buffers = [
-                x.clone()
-                if buffer is None
-                else buffer.mul_(h.momentum).add_(x, alpha=1 - h.dampening)
-                for buffer, x in zip(buffers, d)
-            ]
-        d = torch._foreach_add(d, buffers, alpha=h.momentum) if h.nesterov else buffers
+            torch._foreach_add_(old, added, alpha=1 - h.dampening)
+        new = [x.clone() if buffer is None else buffer for x, buffer in zip(d, buffers)]
+        d = list(torch._foreach_add(d, new, alpha=h.momentum)) if h.nesterov else new
+        buffers = new
     if isinstance(lr, Tensor):
-        d = torch._foreach_mul(d, lr)
-        lr = 1.0
+        d, lr = list(torch._foreach_mul(d, lr)), 1.0
     torch._foreach_add_(params, d, alpha=-lr)
     return buffers

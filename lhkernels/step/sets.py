@@ -91,7 +91,7 @@ class StepSets:
                         f"({grad.layout}); ScaleAmendedSGD needs dense ones: build its layer with "
                         "sparse=False, or give it to torch.optim.SGD"
                     )
-                # The first buffer is the gradient undamped: such parameters make a set of their own.
+                # The first buffer is not damped: parameters that have none are another set.
                 first = h.dampening != 0 and "momentum_buffer" not in state.get(param, ())
                 part = (index, param.device, param.dtype, grad.dtype, is_dense(param), first)
                 params, grads = parts.setdefault(part, ([], []))

@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
 
 
 class TritonSet(FusedSet):
-    """One launch for all parameters, :func:`lhkernels.step.triton_kernel.step`; norms in float32."""
+    """One launch for all: :func:`lhkernels.step.triton_kernel.step`; norms in float32."""
 
     name = "triton"
 

@@ -128,8 +128,8 @@ def _round(x, DTYPE: tl.constexpr):
     """x in DTYPE, to nearest, ties to even; triton's interpreter would truncate to bfloat16."""
     if INTERPRETED and DTYPE.is_bf16():
         bits = x.to(tl.uint32, bitcast=True)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = tl.where(x == x, nearest.to(tl.float32, bitcast=True), x)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)
 
 
