@@ -26,10 +26,8 @@ def reason() -> str | None:
     except ModuleNotFoundError:
         return f"the C++ extension is not built: {_why_not_built()}"
     except (ImportError, OSError) as error:
-        cause = (
-            "it was built for another torch" if "undefined symbol" in str(error) else "it is broken"
-        )
-        return f"the C++ extension does not load: {cause}; {_REINSTALL} ({error})"
+        cause = "built for another torch" if "undefined symbol" in str(error) else "broken"
+        return f"the C++ extension does not load, it is {cause}; {_REINSTALL} ({error})"
     built_for, running = extension.TORCH_VERSION, torch.__version__
     if built_for.split(".")[:2] != running.split(".")[:2]:
         return f"the C++ extension was built for torch {built_for}, not {running}; {_REINSTALL}"
