@@ -31,6 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 SHAPES = [(7, 5), (4, 3, 3, 3), (9,), (), (0, 3), (1,), (1, 1), (33, 17), (2, 65)]
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64]
+
 FLAGS: dict[str, dict[str, Any]] = {
     "reference": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},

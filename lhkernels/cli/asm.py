@@ -15,10 +15,9 @@ kernel   weight grad mom. regs spill smem 128b less  128b less 128b  warps  KiB"
 NOTES = """
 loads, stores  of one thread in one full tile, by the width of the access (PTX)
 SASS           128-bit loads + stores in the machine code
-resident       warps that fit a multiprocessor, and what they request before waiting
+resident       warps that fit an SM, and what they request before they wait
 spill          bytes written to or read from memory for want of registers
-step, sr       with stochastic rounding
-"""
+step, sr       with stochastic rounding"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

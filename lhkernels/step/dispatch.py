@@ -49,11 +49,23 @@ def choose(
         return ForeachSet
     if fused is None and foreach is None:
         backend, _ = fused_backend(device.type, dtype)
+        if backend is not None and _owes_torchs_bits(group, dtype):
+            backend = None
         if backend is not None:
             return backend
         if device.type in FOREACH_DEVICES:
             return ForeachSet
     return ReferenceSet
+
+
+def _owes_torchs_bits(group: Mapping[str, Any], dtype: torch.dtype) -> bool:
+    """Whether plain SGD has torch's numbers only if it rounds where torch rounds.
+
+    In float32 and float64 the fused step's numbers are torch's already. In others torch rounds
+    after every operation (or multiplies complex numbers), a fused step once: ask for it.
+    """
+    wider = group["momentum_dtype"] is not None or group["stochastic_rounding"]
+    return not (group["amend"] or wider or dtype in (torch.float32, torch.float64))
 
 
 def fused_backend(device_type: str, dtype: torch.dtype) -> tuple[type[StepSet] | None, str | None]:
