@@ -206,7 +206,10 @@ def _compile(variant: Variant, arch: int) -> dict[str, Any]:
     from lhkernels.step import triton_kernel
 
     kernel = triton_kernel.step_kernel if variant.kernel == "step" else triton_kernel.refresh_kernel
-    dtype = {None: None, **{name: triton.language.dtype(t) for name, t in DTYPES.items()}}
+    dtype: dict[str | None, Any] = {
+        None: None,
+        **{name: triton.language.dtype(t) for name, t in DTYPES.items()},
+    }
     constants = {
         "PARAM": dtype[variant.param], "GRAD": dtype[variant.grad],
         "BUFFER": dtype[variant.momentum], "NESTEROV": False, "MAXIMIZE": False, "TILE": TILE,
@@ -246,9 +249,9 @@ def _assemble(ptx: str, arch: int, triton_folder: Path) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [assembler, "-v", f"--gpu-name={target[1]}", source, "-o", binary]
+        command = [str(assembler), "-v", f"--gpu-name={target[1]}", str(source), "-o", str(binary)]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        command = [tools / "nvdisasm", "-c", binary]
+        command = [str(tools / "nvdisasm"), "-c", str(binary)]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return log, sass
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from lhkernels import __version__
-from lhkernels.cli import bench, info, train
+from lhkernels.cli import asm, bench, info, train
 from lhkernels.cli.errors import CommandError
 
-COMMANDS = (info, train, bench)
+COMMANDS = (info, train, bench, asm)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,8 +18,9 @@ Only this module imports triton, and :mod:`lhkernels.asm`, which compiles it wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -35,7 +36,11 @@ from lhkernels.step.triton_tables import Tables
 NUM_WARPS = 4
 NORM_LANES = tl.constexpr(1024)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES: dict[torch.dtype | None, Any] = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 """What parameters, gradients and buffers may be, in any mixture."""
 
 
@@ -134,10 +139,10 @@ def _round(x, DTYPE: tl.constexpr):
 
 
 # No argument is specialised on its value: no other lr, number of chunks or address recompiles.
-@triton.jit(do_not_specialize=list(range(16)))
+@triton.jit(do_not_specialize=list(range(15)))
 def step_kernel(
     pointers, extents, owners, coefficients, partials, parity, chunks,
-    lr, momentum, dampening, weight_decay, scales, grad_scale, found_inf, first, seed,
+    lr, momentum, dampening, weight_decay, scales, grad_scale, found_inf, seed,
     PARAM: tl.constexpr, GRAD: tl.constexpr, BUFFER: tl.constexpr,
     NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -168,8 +173,6 @@ def step_kernel(
         m_address = _address(pointers, 2, b, start, BUFFER)
         momentum = _value(momentum).to(tl.float32)
         share = 1 - _value(dampening).to(tl.float32)
-        if first is not None:  # the first buffer is d itself, whatever the dampening
-            share = tl.where(tl.load(first + b) != 0, 1.0, share)
     if seed is not None:
         seed = _value(seed).to(tl.int64)
     if scales is not None:
@@ -260,7 +263,6 @@ def step(
     scales: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    first: Tensor | None = None,
     seed: int | Tensor | None = None,
 ) -> None:
     """Step all tensors of ``tables``: one launch, and a second tiny one if they are capturable.
@@ -274,7 +276,6 @@ def step(
         scales: ``s_b``, (B,); default: from the tables' coefficients and norms.
         grad_scale: 1-element; gradients are divided by it.
         found_inf: 1-element; anything but 0 leaves everything as it is.
-        first: (B,), not 0 where a buffer of zeros is before its first step, which is not dampened.
         seed: round bfloat16 or float16 weights stochastically; pass another one every step.
     """
     if not tables.chunks:
@@ -290,7 +291,7 @@ def step(
             tables.coefficients if scales is None else None,
             tables.partials, tables.parity, tables.chunks,
             _number(lr), _number(momentum), _number(dampening), _number(weight_decay),
-            scales, grad_scale, found_inf, first, seed,
+            scales, grad_scale, found_inf, seed,
             PARAM=DTYPES[param], GRAD=DTYPES[grad], BUFFER=DTYPES[buffer] if buffer else None,
             NESTEROV=nesterov, MAXIMIZE=maximize, TILE=tables.tile, num_warps=NUM_WARPS,
         )  # fmt: skip
@@ -298,8 +299,10 @@ def step(
             tables.swap()
 
 
-def refresh_norms(tables: Tables, tensors: Iterable[int]) -> None:
-    """Recompute the partial norms of these tensors from their stored weights: one launch."""
+def refresh_norms(tables: Tables, tensors: Sequence[int]) -> None:
+    """Recompute these tensors' partial norms from their stored weights: at most one launch."""
+    if not tensors:
+        return
     ids = tables.chunk_ids(tensors)
     if not ids.numel():
         return

@@ -130,17 +130,18 @@ class Tables:
             grads: of one dtype, in the parameters' layout; None leaves them and the buffers.
             buffers: likewise; None for a step without momentum.
         """
-        addresses = [[p.data_ptr() for p in params], *self._addresses[1:]]
+        addresses = [list(map(Tensor.data_ptr, params)), *self._addresses[1:]]
         if grads is not None:
-            addresses[1:] = [g.data_ptr() for g in grads], [m.data_ptr() for m in buffers or ()]
+            addresses[1:] = (list(map(Tensor.data_ptr, each or ())) for each in (grads, buffers))
             self.dtypes = (params[0].dtype, grads[0].dtype, buffers[0].dtype if buffers else None)
         capturing = self._set_aside is not None and torch.cuda.is_current_stream_capturing()
         if addresses == self._addresses and not capturing and not self._captured:
             return False
         self._addresses = addresses
         columns = [column or [0] * len(self) for column in addresses]
-        rows = [(p, g, m, (p | g | m) % ALIGNMENT == 0) for p, g, m in zip(*columns, strict=True)]
-        staged = torch.tensor(rows, dtype=torch.int64)
+        staged = torch.empty(len(self), 4, dtype=torch.int64)
+        staged[:, :3] = torch.tensor(columns, dtype=torch.int64).T
+        staged[:, 3] = staged[:, :3].remainder(ALIGNMENT).sum(1) == 0
         self._send(self._keep(staged) if capturing else staged, self.pointers)
         return True
 

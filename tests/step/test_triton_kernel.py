@@ -134,17 +134,6 @@ def test_given_scales_of_own_norms_change_no_bit():
     assert equal(step.params + step.buffers, twin.params + twin.buffers)
 
 
-def test_first_step_is_not_dampened():
-    shapes = [(5, 60), (40,)]
-    step = Step(make(shapes), make(shapes), momentum=0.9, dampening=0.5)
-    _, later = step.expected()
-    buffers, step.buffers = step.buffers, None
-    first, _ = step.expected()
-    step.buffers = buffers
-    step.run(step.tables(), first=torch.tensor([True, False], device=DEVICE))
-    step.check([first, later])
-
-
 @pytest.mark.parametrize("as_tensor", ["lr", "weight_decay", "momentum"])
 def test_tensors_for_numbers_change_no_bit(as_tensor):
     results = []
