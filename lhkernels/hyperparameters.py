@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         _check_rate("lr", self.lr, remedy="pass a finite lr >= 0, such as lr=0.1")
         _check_rate("weight_decay", self.weight_decay, remedy="pass 0 for none, or such as 5e-4")
-        if not 0.0 <= self.momentum < 1.0:
+        if not (isinstance(self.momentum, Real) and 0.0 <= self.momentum < 1.0):
             raise ValueError(
-                f"momentum={self.momentum!r} is outside [0, 1); pass 0 for none, or such as 0.9"
+                f"Invalid momentum value: {self.momentum!r} is outside [0, 1); pass momentum=0 for "
+                "none, or such as 0.9"
             )
-        if not math.isfinite(self.dampening):
+        if not (isinstance(self.dampening, Real) and math.isfinite(self.dampening)):
             raise ValueError(f"dampening={self.dampening!r} is not finite; pass 0 for none")
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
             raise ValueError(
@@ -73,12 +75,12 @@ def _check_rate(name: str, value: float | Tensor, remedy: str) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(
-                f"{name} is a tensor of shape {tuple(value.shape)}, not of 1 element; {remedy}"
+                f"Tensor {name} must be 1-element, but has shape {tuple(value.shape)}; {remedy}"
             )
         if value.device.type != "cpu":
             return  # its value is the device's business: reading it would stall the host
         value = value.item()
-    if not (math.isfinite(value) and value >= 0.0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0.0):
         raise ValueError(f"{name}={value!r} is not a finite number >= 0; {remedy}")
 
 

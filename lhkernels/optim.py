@@ -40,6 +40,8 @@ class ScaleAmendedSGD(Optimizer):
 
     In the default plan, a chain, ``s_b = ||W_b||_F^2 / n_L`` with ``n_L`` the output units of the
     last block given at construction (parameters added later are lower blocks of the same chain).
+    Groups in another order than the network's, such as [head, backbone], mistake the last block:
+    pass named parameters and ``plan=Plan.chain(model.named_parameters())`` then.
 
     Args:
         params: parameters, named parameters or parameter groups, as in torch.optim.
@@ -142,22 +144,24 @@ class ScaleAmendedSGD(Optimizer):
         group = self.param_groups[-1]
         for key in ("output_units", "reference_scale"):
             group.setdefault(key, first.get(key))
-        if group["stochastic_rounding"]:
-            device = group["params"][0].device
-            group.setdefault("rounding_step", torch.zeros((), dtype=torch.int64, device=device))
+        group.setdefault("rounding_step", None)
         self._reset_caches()
 
     @property
     def plan(self) -> Plan:
         """Every parameter's block, in the order of the groups; ``print(opt.plan)`` shows it."""
-        title = "chain" if self._plan is None else self._plan.title
+        units = self.param_groups[0]["output_units"]
+        title = f"chain, n_L = {units}" if units else "chain without blocks, so plain SGD"
+        title = title if self._plan is None else self._plan.title
         return Plan(tuple(self._blocks()), title=title)
 
     @torch.no_grad()
     def block_scales(self) -> dict[str | int, Tensor]:
         """``s_b`` for the weights as they are now: {parameter's name or position: 0-dim tensor}.
 
-        1 where the gradient is not amended. The host does not wait for the device.
+        1 where the gradient is not amended. The host does not wait for the device. With
+        scale_reference="initial", the constant is the one that the first step has found; before
+        that, the one that it will find if every block then has a gradient.
         """
         scales: list[Tensor] = []
         amended = [group["amend"] for group in self.param_groups for _ in group["params"]]
@@ -171,9 +175,10 @@ class ScaleAmendedSGD(Optimizer):
         constant: float | Tensor | None = self.param_groups[0]["reference_scale"]
         if constant is None and self.param_groups[0]["scale_reference"] == "initial":
             weights = [i for i, b in enumerate(blocks) if in_chain[i] and b.uses_norm]
-            constant = geometric_mean(
-                [scales[i] for i in weights], [math.prod(blocks[i].shape) for i in weights]
-            )
+            if weights:
+                constant = geometric_mean(
+                    [scales[i] for i in weights], [math.prod(blocks[i].shape) for i in weights]
+                )
         if constant is not None:
             scales = [
                 scale / _like(constant, scale) if divide else scale
@@ -218,9 +223,8 @@ class ScaleAmendedSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            if not self._block_of:
-                self._block_of = {p: b for (_, p), b in zip(self._named(), self._blocks())}
-            work = self._sets.collect(self.param_groups, self.state, self._block_of)
+            self._seed_roundings()
+            work = self._sets.collect(self.param_groups, self.state, self._block)
             found_inf = getattr(self, "found_inf", None)
             fresh = self._sets.fresh(work)
             if fresh:
@@ -233,19 +237,31 @@ class ScaleAmendedSGD(Optimizer):
             self._count_roundings(found_inf)
         return loss
 
+    def _block(self, param: Tensor) -> Block:
+        if param not in self._block_of:  # the first step, or somebody has edited the groups
+            self._block_of = {p: b for (_, p), b in zip(self._named(), self._blocks())}
+        return self._block_of[param]
+
+    def _seed_roundings(self) -> None:
+        for group in self.param_groups:
+            if group["stochastic_rounding"] and group["params"] and group["rounding_step"] is None:
+                device = group["params"][0].device
+                group["rounding_step"] = torch.zeros((), dtype=torch.int64, device=device)
+
     def _count_roundings(self, found_inf: Tensor | None) -> None:
         """The seeds of stochastic rounding: a count of steps, the same on every rank."""
         for group in self.param_groups:
-            if group["stochastic_rounding"]:
-                count = group["rounding_step"]
+            count = group["rounding_step"]
+            if group["stochastic_rounding"] and count is not None:
                 count += 1 if found_inf is None else (found_inf == 0).to(count.device).reshape(())
 
     def invalidate_norms(self) -> None:
         """Recompute every norm at the next step.
 
         A fused step leaves the norms of the weights it wrote for the next step, and notices writes
-        in between by the tensors' version counters. Writes through ``.data``, or by kernels that do
-        not bump the version, are not seen: call this after them.
+        in between by the tensors' version counters, storages and addresses. Writes that change none
+        of these are not seen: through ``p.data.mul_(...)``, a NumPy view, or a kernel of one's own.
+        Call this after them.
         """
         self._sets.invalidate_norms()
 
@@ -270,16 +286,34 @@ class ScaleAmendedSGD(Optimizer):
         Options that torch.optim.SGD does not have stay as they are then. Momentum buffers come
         back in ``momentum_dtype``.
         """
-        groups = [
-            {**{key: own.get(key) for key in OWN_OPTIONS}, **saved}
-            for own, saved in zip(self.param_groups, state_dict["param_groups"])
-        ] + state_dict["param_groups"][len(self.param_groups) :]  # torch says what is wrong then
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        for group, saved in zip(self.param_groups, groups):
+        loaded: dict[str, Any] = {}
+
+        def complete(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(saved)
+            mine, theirs = self.param_groups, saved["param_groups"]
+            groups = [{**own, **group} for own, group in zip(mine, theirs)]
+            return {**saved, "param_groups": groups + theirs[len(mine) :]}
+
+        # The last hook before and the first after, so that other hooks see and change what is loaded.
+        hooks = [
+            self.register_load_state_dict_pre_hook(complete),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._restore_buffers(loaded), prepend=True
+            ),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _restore_buffers(self, loaded: dict[str, Any]) -> None:
+        """torch has rounded them to the parameters' dtypes: take them in ``momentum_dtype``."""
+        for group, saved in zip(self.param_groups, loaded["param_groups"]):
             dtype = group["momentum_dtype"]
             for param, key in zip(group["params"], saved["params"]) if dtype else ():
-                buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
-                if buffer is not None:  # torch has rounded it to the parameter's dtype
+                buffer = loaded["state"].get(key, {}).get("momentum_buffer")
+                if buffer is not None:
                     self.state[param]["momentum_buffer"] = buffer.to(
                         device=param.device, dtype=dtype, copy=True
                     )

@@ -1,13 +1,14 @@
-"""Which parameter is which block, and the factor that its gradient gets (math.md, section 3)."""
+"""Which parameter is which block, and the factor that its gradient gets (docs/algorithm.md)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Kind = Literal["weight", "vector", "plain"]
 KINDS: tuple[Kind, ...] = ("weight", "vector", "plain")
@@ -41,18 +42,20 @@ class Block:
     m: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
         if self.kind not in KINDS:
             raise ValueError(
                 f"Block {self.parameter!r}: kind={self.kind!r} is unknown; pass one of {KINDS}"
             )
-        if not (math.isfinite(self.m) and self.m > 0):
+        if not (isinstance(self.m, Real) and math.isfinite(self.m) and self.m > 0):
             raise ValueError(
                 f"Block {self.parameter!r}: m={self.m!r} is not a finite number > 0; the backward "
                 "factor of a chain is output_units / units"
             )
-        if self.units < 1:
+        if not (isinstance(self.units, Integral) and self.units >= 1):
             raise ValueError(
-                f"Block {self.parameter!r}: units={self.units!r} is not >= 1; pass its output units"
+                f"Block {self.parameter!r}: units={self.units!r} is not a whole number >= 1; pass "
+                "its output units"
             )
 
     @property
@@ -83,6 +86,8 @@ class Plan:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         seen: set[str | int] = set()
         for block in self.blocks:
+            if not isinstance(block, Block):
+                raise TypeError(f"a plan is made of Block objects, but one of them is {block!r}")
             if block.parameter in seen:
                 raise ValueError(
                     f"plan names parameter {block.parameter!r} twice; keep one Block for it"
@@ -101,7 +106,7 @@ class Plan:
 
         Every parameter with 2 or more dimensions is a block of its own, with ``shape[0]`` output
         units; 1-dimensional ones are vectors; 0-dimensional and empty ones are plain. Then
-        ``s = ||W||_F^2 / n_L`` for blocks and ``numel / n_L`` for vectors (math.md, section 3).
+        ``s = ||W||_F^2 / n_L`` for blocks and ``numel / n_L`` for vectors (docs/algorithm.md).
 
         Args:
             params: parameters, or (name, parameter) pairs such as ``model.named_parameters()``.
@@ -111,6 +116,9 @@ class Plan:
         Raises:
             ValueError: ``plain`` names what is not there; ``output_units`` < 1.
         """
+        if isinstance(params, nn.Module):
+            raise TypeError("params is a module; pass its named_parameters()")
+        plain = [plain] if isinstance(plain, (str, int)) else plain
         named = [
             item if isinstance(item, tuple) else (position, item)
             for position, item in enumerate(params)
@@ -121,15 +129,18 @@ class Plan:
         shapes = {key: tuple(tensor.shape) for key, tensor in named if key not in plain}
         if output_units is None:
             output_units = chain_output_units(shapes.values())
-        if output_units is not None and output_units < 1:
+        if output_units is not None and not (
+            isinstance(output_units, Integral) and output_units >= 1
+        ):
             raise ValueError(
-                f"output_units={output_units!r} is not >= 1; pass the units of the network's output"
+                f"output_units={output_units!r} is not a whole number >= 1; pass the units of the "
+                "network's output"
             )
         blocks = [
             chain_block(key, tuple(tensor.shape), None if key in plain else output_units)
             for key, tensor in named
         ]
-        return cls(tuple(blocks), title=f"chain, n_L = {output_units} output units")
+        return cls(tuple(blocks), title=f"chain, n_L = {output_units}")
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -33,7 +33,7 @@ def amendments(
         positions: per block the numbers of positions ``(P_in, P_out)`` of its input and output,
             such as 32 * 32 and 16 * 16. The paper's (24) is for fully connected layers, one
             position each: the default. What lies between two blocks (pooling) passes m on by the
-            ratio of its output's units to its input's (math.md, section 3).
+            ratio of its output's units to its input's (docs/algorithm.md).
 
     Returns:
         ``s_1 .. s_B``, the factors on the gradients of ``W_1 .. W_B``.

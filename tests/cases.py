@@ -94,7 +94,7 @@ def paper_loop(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> list[Tensor]:
-    """math.md section 3, written out once more in float64: what every backend must arrive at."""
+    """docs/algorithm.md, written out once more in float64: what every backend must arrive at."""
     ws = [p.detach().double().clone() for p in params]
     bufs: list[Tensor | None] = [None] * len(ws)
     n_last = [w.shape[0] for w in ws if w.dim() >= 2 and w.numel()][-1]

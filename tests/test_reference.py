@@ -122,7 +122,7 @@ def trajectory(start, factors, make_optimizer, momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("factors", [(7.0, 7.0), (0.01, 30.0)])
 def test_rescaled_weights_give_the_rescaled_trajectory(momentum, factors):
-    """math.md section 3: W -> cW changes nothing but the factor, step for step; SGD lacks this."""
+    """docs/algorithm.md: W -> cW changes nothing but the factor, step for step; SGD lacks this."""
     start = BatchNormNet().state_dict()
 
     def deviation(make_optimizer):

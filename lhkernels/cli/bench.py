@@ -83,11 +83,11 @@ def print_row(result: Any, *, first: bool) -> None:
     if first:
         size = f"{result.elements / 1e6:.1f} M in {result.tensors} tensors, {result.dtype}"
         print(f"\n{result.model}: {size}, {result.rounds} rounds")
-        print(f"  {'':25}{'ms':>9}{'ratio':>8}  {'quartiles':13}{'GB/s':>7}{'/copy':>7}  launches")
+        print(f"  {'':24}{'ms':>8}{'ratio':>7}  {'quartiles':12}{'GB/s':>8}{'/copy':>6}  launches")
     ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
     quartiles = "" if result.ratio is None else f"{result.ratio_low:.2f} - {result.ratio_high:.2f}"
     launches = "-" if result.launches is None else str(result.launches)
     print(
-        f"  {result.contender:25}{result.ms:9.2f}{ratio:>8}  {quartiles:13}"
-        f"{result.gb_per_s:7.1f}{result.of_copy:7.2f}  {launches:>8}"
+        f"  {result.contender:24}{result.ms:8.2f}{ratio:>7}  {quartiles:12}"
+        f"{result.gb_per_s:8.1f}{result.of_copy:6.2f}  {launches:>8}"
     )

@@ -78,5 +78,8 @@ def _devices() -> dict[str, str]:
 
 
 def _fused(device_type: str) -> str:
-    backend, reason = fused_backend(device_type, torch.float32)
+    try:
+        backend, reason = fused_backend(device_type, torch.float32)
+    except RuntimeError as error:
+        return f"not available: {error}"
     return f"available, fused=True on {device_type}" if backend else f"not available: {reason}"

@@ -19,6 +19,7 @@ from lhkernels.training.config import (
     OPTIMIZERS,
     TrainConfig,
     parse_lr,
+    parse_optimizers,
     parse_seeds,
 )
 from lhkernels.training.errors import TrainingError
@@ -53,8 +54,8 @@ The learning rate schedule watches the test error, so the test error of the best
 too good; compare final ones. Images smaller than a model's poolings need get a black border: 28x28
 becomes 32x32 for vgg11, 13 and 16. An epoch's last, incomplete batch is left out.
 
-exit status: 0 done, 1 every run diverged, 2 an option or a file is wrong, 130 interrupted (nothing
-is lost but the running epoch; --resume --out DIR goes on).
+exit status: 0 done, 1 every run diverged, 2 an option or a file is wrong or an optimizer can not
+start, 130 interrupted (nothing is lost but the running epoch; --resume --out DIR goes on).
 """
 
 
@@ -84,7 +85,9 @@ def _add_data_options(group: Any) -> None:
         help="folder of the data set's files (default: $LHKERNELS_DATA; nothing is downloaded)",
     )
     group.add_argument("--model", metavar="NAME", help=", ".join(MODELS))
-    group.add_argument("--width", type=float, metavar="X", help="multiplies all channel numbers")
+    group.add_argument(
+        "--width", type=float, metavar="X", help="multiplies channel numbers, up to 64"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="only the first N training images")
     group.add_argument("--flip", type=float, metavar="P", help="probability of a left-right flip")
     group.add_argument("--rotate", type=float, metavar="DEG", help="largest rotation in degrees")
@@ -92,7 +95,8 @@ def _add_data_options(group: Any) -> None:
         "--init-scale",
         type=float,
         metavar="C",
-        help="multiplies every initial weight that batch normalisation follows (default: 1)",
+        help="multiplies every initial weight that batch normalisation follows, 1e-6 to 1e6 "
+        "(default: 1)",
     )
 
 
@@ -202,7 +206,7 @@ def read_config(given: dict[str, Any], out: Path, resume: bool) -> TrainConfig:
     names = {field.name for field in fields(TrainConfig)}
     options = {name: value for name, value in given.items() if name in names}
     if "optimizers" in options:
-        options["optimizers"] = tuple(part.strip() for part in options["optimizers"].split(","))
+        options["optimizers"] = parse_optimizers(options["optimizers"])
     if "seeds" in options:
         options["seeds"] = parse_seeds(options["seeds"])
     if "lr" in options:

@@ -38,7 +38,8 @@ class StepSet(ABC):
         capturable: bool = False,
     ) -> None:
         self.params = list(params)
-        self.ids = frozenset(map(id, params))
+        # who they are for the check of the first step, which only amended parameters undergo
+        self.ids = frozenset((id(param), blocks is not None) for param in params)
         self.device = params[0].device
         self.blocks = blocks
         self.momentum_dtype = momentum_dtype

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
@@ -19,8 +20,8 @@ class FusedSet(StepSet):
     """Dense parameters, stepped by one kernel that leaves the norms for the next step.
 
     A carried norm is valid while nobody else wrote the weight: each weight is marked with its
-    (data_ptr, version) after the step, and those whose mark has changed are recomputed before the
-    next one (math.md, section 5).
+    storage, address and version after the step, and those whose mark has changed are recomputed
+    before the next one (docs/step.md).
     """
 
     def __init__(
@@ -64,21 +65,23 @@ class FusedSet(StepSet):
         return [_real(p) for p in self.params] if self.params[0].is_complex() else self.params
 
     def invalidate_norms(self) -> None:
-        self._marks: list[tuple[int, int]] = [(0, -1)] * len(self._weights)
+        self._marks: list[tuple[int, int, int]] = [(0, 0, -1)] * len(self._weights)
+        self._storages: list[StorageWeakRef] = []
 
     def stale(self) -> list[int]:
         """The weights that somebody else wrote since the last step."""
         params = self.params
-        return [
-            i
-            for i, mark in zip(self._weights, self._marks)
-            if mark != (params[i].data_ptr(), params[i]._version)
-        ]
+        return [i for i, mark in zip(self._weights, self._marks) if mark != _mark(params[i])]
 
     def mark(self) -> None:
         """The norms are those of the weights as they are now."""
-        params = self.params
-        self._marks = [(params[i].data_ptr(), params[i]._version) for i in self._weights]
+        marks = [_mark(self.params[i]) for i in self._weights]
+        if [mark[0] for mark in marks] != [ref.cdata for ref in self._storages]:
+            # while it is referred to, weakly, no other storage can come to have its identity
+            self._storages = [
+                StorageWeakRef(self.params[i].untyped_storage()) for i in self._weights
+            ]
+        self._marks = marks
 
     @torch.no_grad()
     def step(
@@ -114,6 +117,10 @@ class FusedSet(StepSet):
         if buffer is None:
             return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
         return in_layout_of(buffer, param)
+
+
+def _mark(tensor: Tensor) -> tuple[int, int, int]:
+    return tensor.untyped_storage()._cdata, tensor.data_ptr(), tensor._version
 
 
 def _real(tensor: Tensor) -> Tensor:

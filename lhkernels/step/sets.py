@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
 from lhkernels.step.base import StepSet
@@ -67,13 +67,13 @@ class StepSets:
 
     def __init__(self) -> None:
         self._sets: dict[Part, tuple[tuple, StepSet]] = {}
-        self._admitted: set[int] = set()
+        self._admitted: set[tuple[int, bool]] = set()
 
     def collect(
         self,
         groups: Sequence[dict[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
-        block_of: Mapping[Tensor, Block],
+        block_of: Callable[[Tensor], Block],
     ) -> list[Work]:
         """Everything that has a gradient, in sets; hyperparameters and gradients are checked."""
         work = []
@@ -87,12 +87,12 @@ class StepSets:
                     continue
                 if grad.layout is not torch.strided:
                     raise RuntimeError(
-                        f"the gradient of parameter {block_of[param].parameter!r} is sparse "
+                        f"the gradient of parameter {block_of(param).parameter!r} is sparse "
                         f"({grad.layout}); ScaleAmendedSGD needs dense ones: build its layer with "
                         "sparse=False, or give it to torch.optim.SGD"
                     )
                 # The first buffer is not damped: parameters that have none are another set.
-                first = h.dampening != 0 and "momentum_buffer" not in state.get(param, ())
+                first = h.dampening != 0 and state.get(param, {}).get("momentum_buffer") is None
                 part = (index, param.device, param.dtype, grad.dtype, is_dense(param), first)
                 params, grads = parts.setdefault(part, ([], []))
                 params.append(param)
@@ -112,7 +112,7 @@ class StepSets:
         part: Part,
         group: dict[str, Any],
         params: list[Tensor],
-        block_of: Mapping[Tensor, Block],
+        block_of: Callable[[Tensor], Block],
     ) -> tuple[tuple, StepSet]:
         """The options and set of the step before if it has these parameters, else new ones."""
         options = tuple(group[name] for name in SET_OPTIONS)
@@ -123,7 +123,7 @@ class StepSets:
         _, device, dtype, _, dense, _ = part
         new = choose(group, device, dtype, dense)(
             params,
-            [block_of[param] for param in params] if group["amend"] else None,
+            [block_of(param) for param in params] if group["amend"] else None,
             momentum_dtype=group["momentum_dtype"],
             capturable=group["capturable"],
         )
@@ -153,18 +153,19 @@ class StepSets:
                 "with gradients before capturing"
             )
         for params in fresh:
-            if params.blocks is None:
+            if params.blocks is None or params.device.type == "meta":
                 continue
+            range_of = torch.finfo(reference.norm_dtype(params.params[0].dtype))
             for param, block, sq_norm in zip(
                 params.params, params.blocks, params.sq_norms().tolist()
             ):
-                first = block.uses_norm and id(param) not in self._admitted
-                if first and not (math.isfinite(sq_norm) and sq_norm > 0):
-                    why = "its block would never move" if sq_norm == 0 else "it would spread"
+                first = block.uses_norm and (id(param), True) not in self._admitted
+                if first and not range_of.tiny <= sq_norm <= range_of.max:
+                    why = "not finite" if not sq_norm < range_of.tiny else "too small to move by"
                     raise ValueError(
                         f"parameter {block.parameter!r} has squared norm {sq_norm} at its first "
-                        f"step, so {why}; initialise it with finite values that are not all 0, put "
-                        "it into a group with amend=False, or leave it out of the plan"
+                        f"step, which is {why}; initialise it with finite values that are not all "
+                        "0, put it into a group with amend=False, or leave it out of the plan"
                     )
         for params in fresh:
             self._admitted |= params.ids
@@ -176,7 +177,7 @@ def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
     numels: list[int] = []
     for params in sets:
         scales = params.scales()
-        if scales is None or params.blocks is None:
+        if scales is None or params.blocks is None or params.device.type == "meta":
             continue
         for param, block, scale in zip(params.params, params.blocks, scales.unbind()):
             if block.uses_norm:

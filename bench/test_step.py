@@ -1,0 +1,20 @@
+"""opt.step() under pytest-benchmark: ``python -m pytest bench --benchmark-group-by=param:model``.
+
+Each contender is timed alone here; ``python -m lhkernels bench step`` times them in alternation,
+and is where ratios are to be taken from.
+"""
+
+import pytest
+import torch
+
+from lhkernels.benchmarks.shapes import MODELS
+from lhkernels.benchmarks.step import contenders, prepare, timed
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("model", ["vgg13", "resnet50", "vit-b16", "gpt2-small"])
+@pytest.mark.parametrize("contender", contenders(DEVICE))
+def test_step(benchmark, model, contender):
+    opt = prepare(contenders(DEVICE)[contender], MODELS[model](), DEVICE, torch.float32)
+    benchmark.pedantic(timed, args=(opt, DEVICE), rounds=10, warmup_rounds=2)
