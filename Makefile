@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # The extension is built into the checkout (editable install), so its sources decide about a rebuild.
 SETUP  := pyproject.toml setup.py constraints.txt tools/install_torch.py $(wildcard csrc/*)
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint gpu clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,6 +34,10 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A GPU machine may have no network: what it needs is there already, in .venv or in $(PYTHON).
+gpu: ## everything that needs a GPU: tests, step times; writes bench/results/<device>/
+	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) bench/gpu.py
 
 clean: ## remove .venv, builds and runs
 	rm -rf $(VENV) build dist runs *.egg-info lhkernels/*.so

@@ -294,7 +294,7 @@ class ScaleAmendedSGD(Optimizer):
             groups = [{**own, **group} for own, group in zip(mine, theirs)]
             return {**saved, "param_groups": groups + theirs[len(mine) :]}
 
-        # The last hook before and the first after, so that other hooks see and change what is loaded.
+        # The last hook before and the first after: other hooks see and change what is loaded.
         hooks = [
             self.register_load_state_dict_pre_hook(complete),
             self.register_load_state_dict_post_hook(
