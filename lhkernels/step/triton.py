@@ -67,6 +67,12 @@ class TritonSet(FusedSet):
         from lhkernels.step import triton_kernel
 
         tables = self._tables
+        on_gpu = tables.device.type == "cuda"
+        if on_gpu and not self.capturable and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "capturable=False, but the step is being captured in a CUDA graph; build the "
+                "optimizer with capturable=True, so that its norms alternate on the device"
+            )
         tables.update(self.views, grads, buffers)
         tables.coefficients = self.coefficients
         triton_kernel.refresh_norms(tables, stale)
