@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lhkernels.hyperparameters import SCALE_REFERENCES
 from lhkernels.training.errors import ConfigError
 from lhkernels.training.models import LAYOUTS
 
 OPTIMIZERS = ("sgd", "sa-sgd", "lars")
 MODELS = tuple(LAYOUTS)
 DEVICES = ("auto", "cpu", "cuda")
-SCALE_REFERENCES = ("output", "initial")
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ class TrainConfig:
         _integer("patience", self.patience, 0)
         if self.limit is not None:
             _integer("limit", self.limit, 2)
-        _number("width", self.width, above=0)
-        _number("init_scale", self.init_scale, above=0)
+        _number("width", self.width, above=0, most=64)
+        # Far beyond these float32 has no squared norm for the weights but 0 or infinity.
+        _number("init_scale", self.init_scale, least=1e-6, most=1e6)
         _number("momentum", self.momentum, least=0, below=1)
         _number("weight_decay", self.weight_decay, least=0)
         _number("lr_factor", self.lr_factor, above=0, below=1)
@@ -152,12 +153,25 @@ def parse_lr(text: str) -> float | dict[str, float]:
     try:
         if "=" not in text:
             return float(text)
-        pairs = (part.split("=") for part in text.split(","))
-        return {name.strip(): float(value) for name, value in pairs}
+        pairs = [part.split("=") for part in text.split(",")]
+        rates = {name.strip(): float(value) for name, value in pairs}
     except ValueError:
         raise ConfigError(
             "lr", text, "give one number, or one for each optimizer: sgd=0.1,sa-sgd=0.005"
         ) from None
+    if len(rates) < len(pairs):
+        raise ConfigError("lr", text, "name each optimizer only once")
+    return rates
+
+
+def parse_optimizers(text: str) -> tuple[str, ...]:
+    """``"sgd,sa-sgd"`` -> ("sgd", "sa-sgd")."""
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise ConfigError(
+            "optimizers", text, f"has an empty name; give some of {','.join(OPTIMIZERS)}"
+        )
+    return names
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ class ConfigError(TrainingError, ValueError):
     """An option with a value that makes no sense."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{option_name(field)} {value}: {remedy}")
+        shown = "(empty)" if value == "" else value
+        super().__init__(f"{option_name(field)} {shown}: {remedy}")
 
 
 class DataError(TrainingError):

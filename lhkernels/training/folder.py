@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,11 @@ from typing import Any
 import torch
 
 from lhkernels.training.errors import TrainingError
+
+STATE_PARTS = {"model", "optimizer", "scheduler", "scaler", "history", "diverged"}
+RECORD_FIELDS = {
+    "seed", "epoch", "optimizer", "train_loss", "test_loss", "test_error", "lr", "seconds",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -78,18 +82,38 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"{path}: can not be read; delete it to train this run again from its start, "
-                "or use --overwrite to train all of them"
-            ) from error
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # what unpickling raises depends on the damage
+            raise self.damaged_checkpoint(optimizer, seed, "can not be read") from error
+        if not is_state(state, optimizer, seed):
+            raise self.damaged_checkpoint(optimizer, seed, "does not hold this run's state")
+        return state
+
+    def damaged_checkpoint(self, optimizer: str, seed: int, what: str) -> TrainingError:
+        """The error for a checkpoint that is no use, with the ways out."""
+        return TrainingError(
+            f"{self.checkpoint(optimizer, seed)}: {what}; delete it to train this run again from "
+            "its start, or use --overwrite to train all of them"
+        )
 
     @staticmethod
     def _write(path: Path, text: str) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text(text)
         os.replace(temporary, path)
+
+
+def is_state(state: Any, optimizer: str, seed: int) -> bool:
+    """Whether ``state`` has all parts of a run's state, and the history of this very run."""
+    if not (isinstance(state, dict) and state.keys() >= STATE_PARTS):
+        return False
+    history = state["history"]
+    return isinstance(history, list) and all(
+        isinstance(record, dict)
+        and record.keys() >= RECORD_FIELDS
+        and (record["optimizer"], record["seed"], record["epoch"]) == (optimizer, seed, epoch)
+        for epoch, record in enumerate(history, start=1)
+    )
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lhkernels.training.config import TrainConfig
 from lhkernels.training.data import ImageData, batches, random_stream
-from lhkernels.training.errors import ConfigError
+from lhkernels.training.errors import ConfigError, TrainingError
 from lhkernels.training.models import VGG, initialise
 from lhkernels.training.optimizers import build_optimizer
 
@@ -47,6 +47,7 @@ class Run:
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.amp and device.type == "cuda")
         self.history: list[Record] = []
         self.diverged = False
+        self.has_trained = False  # an epoch, since this object was made
 
     def run_epoch(self, on_batch: BatchCallback = lambda step, loss: None) -> Record:
         """Train an epoch, evaluate, let the schedule look at the test error; the new record."""
@@ -87,11 +88,27 @@ class Run:
                     return mean
                 on_batch(step, mean)
             self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self._step()
+        self.has_trained = True
         mean = float(total) / step
         on_batch(step, mean)
         return mean
+
+    def _step(self) -> None:
+        """The optimizer's step; an optimizer that refuses to begin has its say without traceback.
+
+        All of a first epoch counts as the beginning: loss scaling leaves out some first steps.
+        """
+        try:
+            self.scaler.step(self.optimizer)
+        except (ValueError, RuntimeError) as error:
+            if self.has_trained:
+                raise
+            raise TrainingError(
+                f"{self.name} (seed {self.seed}) can not train: {error}; finished epochs are "
+                "saved: mend this and use --resume, or give other options and --overwrite"
+            ) from error
+        self.scaler.update()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:

@@ -119,7 +119,11 @@ class Study:
         run = Run(self.config, name, seed, self.data, self.device)
         state = self.folder.load_checkpoint(name, seed, self.device)
         if state is not None:
-            run.load_state_dict(state)
+            try:
+                run.load_state_dict(state)
+            except Exception as error:  # torch's loaders raise many kinds for parts that do not fit
+                what = "does not fit the run's network and optimizer"
+                raise self.folder.damaged_checkpoint(name, seed, what) from error
         return run
 
     def _complete(self, seed: int, name: str) -> bool:
@@ -199,9 +203,10 @@ def stored_config(folder: RunFolder) -> TrainConfig:
         raise TrainingError(f"--resume: there is no run in --out {folder.path}; leave out --resume")
     try:
         return TrainConfig(**folder.read_report()["config"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise TrainingError(
-            f"{folder.report}: was written by another version ({error}); use --overwrite"
+            f"{folder.report}: was changed, or written by another version ({error}); "
+            "use --overwrite"
         ) from error
 
 

@@ -88,6 +88,10 @@ def test_options_reach_the_configuration():
         ("--epochs 0", "--epochs 0: must be a whole number, at least 1"),
         ("--optimizers sgd,adam", "--optimizers adam: choose from sgd, sa-sgd, lars"),
         ("--lr -1", "--lr -1.0: must be a finite number, at least 0"),
+        ("--optimizers sgd,", "--optimizers sgd,: has an empty name; give some of sgd,sa-sgd"),
+        ("--lr sgd=0.1,sgd=0.2", "--lr sgd=0.1,sgd=0.2: name each optimizer only once"),
+        ("--width 1e9", "--width 1000000000.0: must be a finite number, above 0 and at most 64"),
+        ("--init-scale 1e-200", "--init-scale 1e-200: must be a finite number, at least 1e-06"),
         ("--lr fast", "--lr fast: give one number, or one for each optimizer"),
         ("--seeds 1,x", "--seeds 1,x: give whole numbers"),
         ("--data mnist", "--data mnist: choose from digits"),
@@ -183,6 +187,36 @@ def test_second_run_into_a_folder(capsys):
     assert run(*QUICK, "--no-progress") == 2
     assert "holds a run already" in capsys.readouterr().err
     assert run(*QUICK, "--no-progress", "--overwrite") == 0
+
+
+def test_an_optimizer_that_can_not_start_is_one_line_and_can_be_mended(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("LHKERNELS_FUSED_BACKEND", "bad")
+        assert run(*QUICK, "--no-progress", "--out", "here") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "lhkernels train: error: sa-sgd (seed 0) can not train: LHKERNELS_FUSED_BACKEND='bad' is "
+    )
+    assert err.count("\n") == 1
+    assert len(Path("here/metrics.jsonl").read_text().splitlines()) == 1  # sgd's
+    assert run("--resume", "--out", "here", "--no-progress") == 0
+    assert len(Path("here/metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_damaged_files_of_a_run_are_named(capsys):
+    assert run(*QUICK, "--no-progress", "--out", "here") == 0
+    capsys.readouterr()
+    Path("here/checkpoints/sgd-seed0.pt").write_text("junk\n")
+    assert run("--resume", "--out", "here", "--epochs", "3") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lhkernels train: error: here/checkpoints/sgd-seed0.pt: can not be read")
+    report = Path("here/report.json")
+    content = json.loads(report.read_text())
+    content["config"]["data"] = "mnist"
+    report.write_text(json.dumps(content))
+    assert run("--resume", "--out", "here", "--epochs", "3") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lhkernels train: error: here/report.json: was changed, or written by")
 
 
 def test_divergence_of_all_is_a_failure_of_one_is_not(capsys):

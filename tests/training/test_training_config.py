@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lhkernels.training.config import DEFAULTS, TrainConfig, parse_lr, parse_seeds
+from lhkernels.training.config import DEFAULTS, TrainConfig, parse_lr, parse_optimizers, parse_seeds
 from lhkernels.training.errors import ConfigError
 
 
@@ -60,7 +60,10 @@ BAD = [
     ("momentum", 1.0, "below 1"),
     ("weight_decay", -1e-3, "at least 0"),
     ("width", 0, "above 0"),
-    ("init_scale", 0.0, "above 0"),
+    ("width", 1e9, "above 0 and at most 64"),
+    ("init_scale", 0.0, "at least 1e-06"),
+    ("init_scale", 1e-200, "at least 1e-06 and at most 1e.06"),
+    ("init_scale", 1e7, "at most 1e.06"),
     ("lr_factor", 1.0, "below 1"),
     ("flip", 1.01, "at most 1"),
     ("rotate", -1, "at least 0"),
@@ -87,5 +90,12 @@ def test_parsing():
     for text in ("fast", "sgd=", "sgd=0.1,0.2"):
         with pytest.raises(ConfigError, match="one for each optimizer"):
             parse_lr(text)
+    with pytest.raises(ConfigError, match=r"--lr sgd=0.1, sgd=0.2: name each optimizer only once"):
+        parse_lr("sgd=0.1, sgd=0.2")
+    assert parse_optimizers("sgd, lars") == ("sgd", "lars")
+    for text, shown in (("sgd,", "sgd,"), ("", "(empty)"), (",sgd", ",sgd")):
+        with pytest.raises(ConfigError) as caught:
+            parse_optimizers(text)
+        assert str(caught.value).startswith(f"--optimizers {shown}: has an empty name; give some")
     with pytest.raises(ConfigError, match="--seeds 0,x: give whole numbers"):
         parse_seeds("0,x")
