@@ -52,12 +52,14 @@ class ChunkTable {
   }
 
  private:
+  // One parallel region for all tensors. Threads take the next chunk when they get free, so one that
+  // the system interrupts doesn't hold the others up; who did a chunk doesn't matter for the sums.
   template <typename F>
   void parallel_over_chunks(const F& f) const {
-    const bool small = n_elements_ < kChunk / 2;
-    const int64_t n_threads = small ? 1 : std::min<int64_t>(at::get_num_threads(), n_chunks_);
+    const bool is_small = n_elements_ < kChunk / 2;  // waking threads would take longer
+    const int64_t n_threads = is_small ? 1 : std::min<int64_t>(at::get_num_threads(), n_chunks_);
     std::atomic<int64_t> next{0};
-    at::parallel_for(0, n_threads, 1, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, n_threads, 1, [&](int64_t, int64_t) {
       for (int64_t i = next++; i < n_chunks_; i = next++) {
         f(chunk(i));
       }

@@ -94,9 +94,11 @@ inline uint32_t random_bits(RandomStream stream, uint32_t index) {
 // there is no "above" to be unbiased with: to nearest.
 inline uint16_t float_to_bfloat16_stochastic(float x, uint32_t random) {
   const uint32_t bits = to_bits(x);
-  const uint32_t rounded = (bits + (random >> 16)) >> 16;
-  const bool in_range = (bits & 0x7fffffff) <= kBfloat16Max;
-  return static_cast<uint16_t>(in_range ? rounded : float_to_bfloat16(x));
+  const uint32_t magnitude = bits & 0x7fffffff;
+  const uint32_t to_nearest = 0x7fff + ((bits >> 16) & 1);
+  const uint32_t rounded = (bits + (magnitude > kBfloat16Max ? to_nearest : random >> 16)) >> 16;
+  // Not in terms of magnitude, or GCC joins the two conditions to a branch and can't vectorise.
+  return static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
 }
 
 inline uint16_t float_to_half_stochastic(float x, uint32_t random) {

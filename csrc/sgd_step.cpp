@@ -123,7 +123,7 @@ std::vector<double> read_factors(
   return factors;
 }
 
-// Which norms to gather.
+// Which norms to write; gathering them all costs nothing.
 std::vector<bool> read_wanted(
     const std::optional<at::Tensor>& sq_norms, const std::optional<at::Tensor>& uses_norm, size_t count) {
   std::vector<bool> wanted(count, sq_norms.has_value());

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sq_norms(params: Sequence[Tensor]) -> Tensor:
-    """``||W_b||_F^2`` of dense CPU tensors of one dtype, (B,) float64.
+    """``||W_b||_F^2`` of dense CPU tensors of one dtype, (B,) float64; B >= 1.
 
     The sum has a fixed order: the same bits for any number of threads, and the same that
     :func:`sgd_step_` leaves for the weights it wrote.
@@ -40,7 +40,7 @@ def sgd_step_(
     seed: int | None = None,
     uses_norm: Tensor | None = None,
 ) -> None:
-    r"""One step of B parameters, in place; gradients are never written.
+    r"""One step of B >= 1 parameters, in place; gradients are never written.
 
     .. math::
         d &= s_b (\pm g / \text{grad\_scale} + \text{weight\_decay}\, W) \\
@@ -50,7 +50,8 @@ def sgd_step_(
     in float32 (float64 for float64 parameters), each stored value rounded once.
 
     Args:
-        params: dense CPU tensors of one dtype: float32, float64, bfloat16 or float16.
+        params: dense CPU tensors of one dtype, float32, float64, bfloat16 or float16, of which no
+            two share memory.
         grads: of the parameters' sizes and strides, each of any of those dtypes.
         momentum_buffers: the same; empty where momentum is 0. Zeros before the first step.
         sq_norms: (B,) float64, ``||W_b||_F^2`` before the step; on return that of the new weights.
