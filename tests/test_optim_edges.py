@@ -35,6 +35,29 @@ def test_stochastic_rounding_switched_on_later():
     assert opt.param_groups[1]["rounding_step"] == 1
 
 
+@pytest.mark.parametrize("flags", [{"foreach": False}, {}])
+def test_momentum_dtype_is_for_real_parameters(flags):
+    p = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    opt = lh.ScaleAmendedSGD([p], momentum=0.9, momentum_dtype=torch.float32, **flags)
+    with pytest.raises(ValueError, match=r"momentum_dtype=torch\.float32 is real"):
+        opt.step()
+    assert torch.equal(p, torch.ones_like(p))
+
+
+def test_momentum_dtype_switched_on_later():
+    """Old buffers and those of parameters that come later go through one kernel."""
+    a, b = (nn.Parameter(torch.randn(4, 3).bfloat16()) for _ in range(2))
+    opt = lh.ScaleAmendedSGD([a, b], lr=0.1, momentum=0.9)
+    a.grad = torch.randn_like(a)
+    opt.step()
+    opt.param_groups[0]["momentum_dtype"] = torch.float32
+    b.grad = torch.randn_like(b)
+    opt.step()
+    if lh.step.fused_backend("cpu", torch.bfloat16)[0] is not None:
+        assert {opt.state[p]["momentum_buffer"].dtype for p in (a, b)} == {torch.float32}
+
+
 def test_empty_groups():
     p = weight(3, 2)
     groups = [{"params": []}, {"params": [p]}]

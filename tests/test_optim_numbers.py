@@ -84,8 +84,6 @@ def test_low_precision_steps_are_rounded_once(backend, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_parameters_are_pairs_of_reals(backend, dtype, monkeypatch):
     flags = use(backend, monkeypatch, dtype)
-    if backend == "triton" and dtype == torch.complex128:
-        pytest.skip("float64 is for the C++ step")
     params = [
         nn.Parameter(torch.randn(4, 6, dtype=dtype)),
         nn.Parameter(torch.randn(5, dtype=dtype)),

@@ -37,6 +37,11 @@ class StepSet(ABC):
         momentum_dtype: torch.dtype | None = None,
         capturable: bool = False,
     ) -> None:
+        if momentum_dtype is not None and params[0].is_complex():
+            raise ValueError(
+                f"momentum_dtype={momentum_dtype} is real, but a parameter of the group has "
+                f"{params[0].dtype}; put it into a group with momentum_dtype=None"
+            )
         self.params = list(params)
         # who they are for the check of the first step, which only amended parameters undergo
         self.ids = frozenset((id(param), blocks is not None) for param in params)

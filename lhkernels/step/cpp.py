@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lhkernels import _extension
+from lhkernels import _extension, ops
 from lhkernels.hyperparameters import Hyperparameters, as_scalar
 from lhkernels.plan import Block
 from lhkernels.step.fused import FusedSet
@@ -57,7 +57,7 @@ class CppSet(FusedSet):
         if stale:
             assert self._norms is not None
             views = self.views
-            self._norms[stale] = torch.ops.lhkernels.sq_norms([views[i].detach() for i in stale])
+            self._norms[stale] = ops.sq_norms([views[i].detach() for i in stale])
 
     def launch(
         self,
@@ -71,7 +71,7 @@ class CppSet(FusedSet):
         seed: Tensor | None,
     ) -> None:
         self._refresh(stale)
-        torch.ops.lhkernels.sgd_step_(
+        ops.sgd_step_(
             self.views,
             grads,
             buffers,

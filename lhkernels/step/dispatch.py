@@ -61,8 +61,9 @@ def choose(
 def _owes_torchs_bits(group: Mapping[str, Any], dtype: torch.dtype) -> bool:
     """Whether plain SGD has torch's numbers only if it rounds where torch rounds.
 
-    In float32 and float64 the fused step's numbers are torch's already. In others torch rounds
-    after every operation (or multiplies complex numbers), a fused step once: ask for it.
+    In float32 and float64 the C++ step's numbers are torch's already (on processors with fused
+    multiply-add). In others torch rounds after every operation (or multiplies complex numbers), a
+    fused step once: ask for it.
     """
     wider = group["momentum_dtype"] is not None or group["stochastic_rounding"]
     return not (group["amend"] or wider or dtype in (torch.float32, torch.float64))

@@ -116,7 +116,7 @@ class FusedSet(StepSet):
         dtype = self.momentum_dtype or param.dtype
         if buffer is None:
             return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        return in_layout_of(buffer, param)
+        return in_layout_of(buffer.to(dtype), param)  # a kernel takes one dtype for all of them
 
 
 def _mark(tensor: Tensor) -> tuple[int, int, int]:
