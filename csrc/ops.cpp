@@ -5,6 +5,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "hvp.h"
 #include "sgd_step.h"
 
 TORCH_LIBRARY(lhkernels, m) {
@@ -15,12 +16,38 @@ TORCH_LIBRARY(lhkernels, m) {
       "Tensor? found_inf, int? seed, Tensor? uses_norm) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def("sq_norms(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "patch_gram(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
+      "Tensor? mean, int memory_limit) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "gram_hvp(Tensor gram, Tensor rows, Tensor? scale, Tensor? direction, int memory_limit) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "patch_hvp(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
+      "Tensor? mean, Tensor rows, Tensor? scale, Tensor? direction, int memory_limit) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "input_hvp(Tensor rows, Tensor weight, int[] kernel, int[] stride, int[] padding, "
+      "int[] dilation, int groups, Tensor? scale, Tensor? direction, int memory_limit) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(lhkernels, CPU, m) {
   m.impl("sgd_step_", &lhkernels::sgd_step_);
   m.impl("sq_norms", &lhkernels::sq_norms);
 }
+
+void register_hvp(torch::Library& m) {
+  m.impl("patch_gram", &lhkernels::patch_gram);
+  m.impl("gram_hvp", &lhkernels::gram_hvp);
+  m.impl("patch_hvp", &lhkernels::patch_hvp);
+  m.impl("input_hvp", &lhkernels::input_hvp);
+}
+
+TORCH_LIBRARY_IMPL(lhkernels, CPU, m) { register_hvp(m); }
+TORCH_LIBRARY_IMPL(lhkernels, CUDA, m) { register_hvp(m); }
 
 // TORCH_VERSION lets the loader refuse a torch whose C++ interface is another.
 PyMODINIT_FUNC PyInit__C() {

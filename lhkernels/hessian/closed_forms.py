@@ -1,0 +1,148 @@
+"""Closed forms of the local Hessian of a layer, with or without a batch norm.
+
+With U the patches (d, m) that a layer's weight sees, A = sum of (u - mean)(u - mean)^T, and for a
+train-mode batch norm v_i = Var[z_i] + eps, rho_i = Var[z_i] / v_i, zhat_i the normalised output of
+channel i before gamma:
+
+    weight:  H_i = gamma_i^2 / v_i (A - (2 - rho_i) / m u_i u_i^T),  u_i = A w_i / sqrt(v_i)
+    input:   H = W^T M W,  M_i = gamma_i^2 / v_i (I - 11^T/m - (2 - rho_i) / m zhat_i zhat_i^T)
+
+exactly, and Gauss-Newton. Without a batch norm A is not centred and the factors are 1; with one in
+eval mode they are gamma_i^2 / (running_var_i + eps). The derivation is in docs/local-hessian.md.
+The paper's approximation (17)-(18) drops the terms in 1/m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lhkernels import _extension, ops
+from lhkernels.hessian import patches
+from lhkernels.hessian.layer import Layer, read
+from lhkernels.hessian.snapshot import Snapshot
+
+DEFAULT_MEMORY_LIMIT = 1 << 30
+# The number of vectors that a form is chosen for until products with more of them are asked for.
+TYPICAL_VECTORS = 16
+# Eigenvalues that take more operations than this are not computed exactly on the quiet.
+MAX_EIGEN_OPERATIONS = 4e11
+
+
+@dataclass(frozen=True)
+class MarchenkoPasturHint:
+    """The law that a spectral block's eigenvalues would follow, were the weight Gaussian."""
+
+    ratio: float
+    variance: float
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class SpectralBlock:
+    """Matrices that H, in some orthonormal basis, has on its diagonal.
+
+    Attributes:
+        matrix: (..., d, d) symmetric, or factors B (..., r, d), complex ones too, all float64.
+        multiplicity: how often the eigenvalues of each matrix of the batch occur in H.
+        is_factor: the matrices are B^H B.
+        law: where the Marchenko-Pastur law may be drawn beside the eigenvalues.
+    """
+
+    matrix: Tensor
+    multiplicity: int
+    is_factor: bool
+    law: MarchenkoPasturHint | None = None
+
+
+class ClosedForm:
+    """Products and traces of one layer's local Hessian, without differentiation.
+
+    Attributes:
+        dim: rows of H.
+    """
+
+    dim: int
+
+    @property
+    def name(self) -> str:
+        """``"gram"`` or ``"factored"``: how the last product was computed, or the first will be."""
+        raise NotImplementedError
+
+    def product(self, rows: Tensor) -> Tensor:
+        """H times each row, (K, dim) -> (K, dim)."""
+        raise NotImplementedError
+
+    def trace(self) -> Tensor | None:
+        """The exact trace, 0-dim; None where it is not cheap."""
+        raise NotImplementedError
+
+    def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
+        """The blocks that H falls into; None where it falls into none that are affordable."""
+        raise NotImplementedError
+
+
+def kernels() -> Any:
+    """The C++ operators where they are there, else the same in Python."""
+    return ops if _extension.available() else patches
+
+
+def find(
+    snapshot: Snapshot,
+    wrt: str,
+    kind: str,
+    approximate: bool,
+    form: str,
+    memory_limit: int | None,
+) -> ClosedForm | None:
+    """The block's closed form; None if it has none.
+
+    Raises:
+        ValueError: ``approximate`` or ``form`` asks for what this block has not.
+    """
+    from lhkernels.hessian.input_form import InputForm
+    from lhkernels.hessian.weight_form import WeightForm
+
+    layer = read(snapshot)
+    trains = layer is not None and layer.norm is not None and layer.norm.running_var is None
+    if approximate:
+        _check_approximate(layer, trains, kind)
+    if layer is not None and trains and (kind == "full" or min(layer.places, layer.patch_size) < 3):
+        # A batch norm has curvature of its own. And where there are only its mean and its scale to
+        # vary, which it takes away, the closed form would be a difference of equal numbers.
+        layer = None
+    if layer is None or math.prod(layer.output_size) < 1:
+        if form in ("gram", "factored"):
+            raise ValueError(
+                f"form={form!r} is for Gauss-Newton products of one linear or convolutional layer, "
+                f"alone or with a batch norm, not for this {type(snapshot.module).__name__} with "
+                f"kind={kind!r}: use form='auto'"
+            )
+        return None
+    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
+    made = WeightForm if wrt == "weight" else InputForm
+    return made(layer, approximate, form, limit)
+
+
+def _check_approximate(layer: Layer | None, trains: bool, kind: str) -> None:
+    if kind != "gauss_newton":
+        raise ValueError(f"approximate=True is a Gauss-Newton form, not kind={kind!r}")
+    if layer is None or layer.norm is None:
+        raise ValueError(
+            "approximate=True drops terms that only a linear or convolutional layer followed by a "
+            "batch norm has; this block is none: set approximate=False"
+        )
+    if not trains:
+        raise ValueError(
+            "approximate=True is a form of train-mode batch norm, but this one is in eval mode and "
+            "uses its running statistics: call module.train(), or set approximate=False"
+        )
+
+
+def eigenvalue_block(values: Tensor, multiplicity: int) -> SpectralBlock:
+    """Eigenvalues that are known already, as 1 x 1 matrices."""
+    return SpectralBlock(values.reshape(-1, 1, 1), multiplicity, is_factor=False)

@@ -1,0 +1,203 @@
+"""A block and its input, frozen: the function F whose curvature is asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+
+
+@contextmanager
+def plain_autograd(device: torch.device) -> Iterator[None]:
+    """Autograd on, whatever the caller's grad mode, inference mode or autocast region.
+
+    Attention is evaluated by its math backend: the fused ones can't be differentiated twice.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast(device.type, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        yield
+
+
+class Snapshot:
+    """A copy of a block and of its recorded input.
+
+    Later changes of the block don't reach the copy, and nothing of the block is ever written:
+    parameters, gradients, buffers, mode. Every evaluation sees the same parameters, buffers and
+    random numbers (so the same dropout mask), and leaves the global random state alone.
+    The block's forward hooks are part of F and run; its backward hooks are not.
+
+    Args:
+        module: the block.
+        inputs: a tensor, or a tuple of tensors for ``module(*inputs)``.
+
+    Attributes:
+        module: the copy. Its train-mode batch norms have no running statistics, and none of its
+            parameters requires a gradient.
+        inputs: tuple of detached copies.
+        parameters: name -> detached tensor, every parameter once, in ``named_parameters()`` order.
+        device: of the inputs and of all parameters.
+
+    Raises:
+        TypeError: ``module`` is no ``nn.Module``; an input is no tensor.
+        ValueError: no inputs, an empty or non-finite one; a non-finite, complex or uninitialised
+            parameter; tensors on several devices; a block that can't be copied.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+        given = _as_tuple(inputs)
+        module = getattr(module, "_orig_mod", module)  # a compiled block: no double backward
+        self.device = given[0].device
+        _check_parameters(module)
+        _check_devices(module, given)
+        for i, x in enumerate(given):
+            _check_input(x, f"inputs[{i}]" if len(given) > 1 else "inputs")
+        self._cuda = sorted({t.get_device() for t in given if t.is_cuda})
+        self._rng = torch.get_rng_state()
+        self._cuda_rng = [torch.cuda.get_rng_state(d) for d in self._cuda]
+        with torch.inference_mode(False), torch.no_grad():
+            # Copies, so that what later happens to the caller's tensors in place is not seen.
+            self.inputs = tuple(x.detach().clone() for x in given)
+            self.module = _copy(module)
+            self.parameters = {n: p.detach() for n, p in self.module.named_parameters()}
+        self._output: Tensor | None = None
+
+    @property
+    def output(self) -> Tensor:
+        """F at the recorded parameters and input, detached; evaluated once."""
+        if self._output is None:
+            self._output = self().detach()
+        return self._output
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """Names of the parameters with two dimensions or more, in ``named_parameters()`` order."""
+        return tuple(n for n, p in self.parameters.items() if p.ndim >= 2)
+
+    def __call__(
+        self,
+        parameters: Mapping[str, Tensor] | None = None,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """F with other parameters or inputs in place of the recorded ones.
+
+        Args:
+            parameters: name -> tensor; names left out keep their recorded value.
+            inputs: as for the constructor; None for the recorded ones.
+
+        Returns:
+            The block's output, attached to the graph of what was given.
+
+        Raises:
+            TypeError: the output is not one real floating-point tensor.
+        """
+        chosen = self.inputs if inputs is None else _as_tuple(inputs)
+        # Modules that work in place on their input or their buffers get copies to work on.
+        arguments = tuple(x.clone() for x in chosen)
+        state = {n: b.clone() for n, b in self.module.named_buffers()}
+        state.update(self.parameters)
+        state.update(parameters or {})
+        with plain_autograd(self.device), self._recorded_rng():
+            output = torch.func.functional_call(self.module, state, arguments)
+        return _check_output(output)
+
+    @contextmanager
+    def _recorded_rng(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=self._cuda):
+            torch.set_rng_state(self._rng)
+            for device, rng in zip(self._cuda, self._cuda_rng):
+                torch.cuda.set_rng_state(rng, device)
+            yield
+
+
+def _as_tuple(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    given = (inputs,) if isinstance(inputs, Tensor) else inputs
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(
+            f"inputs must be a tensor or a tuple of tensors, got {type(inputs).__name__}"
+        )
+    if not given:
+        raise ValueError("inputs is empty: give at least one tensor")
+    for i, x in enumerate(given):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs[{i}] must be a tensor, got {type(x).__name__}")
+    return tuple(given)
+
+
+def _check_input(x: Tensor, name: str) -> None:
+    if x.numel() == 0:
+        raise ValueError(f"{name} has no elements (shape {tuple(x.shape)}): record a real batch")
+    if x.is_complex():
+        raise ValueError(f"{name} is complex ({x.dtype}): only real blocks have a local Hessian")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} has NaN or infinite values: record an input that is finite")
+
+
+def _check_parameters(module: nn.Module) -> None:
+    for name, p in module.named_parameters():
+        if is_lazy(p):
+            raise ValueError(f"parameter {name!r} is not initialised: call the block once first")
+        if p.is_complex():
+            raise ValueError(f"parameter {name!r} is complex: only real blocks are supported")
+        if not bool(torch.isfinite(p.detach()).all()):
+            raise ValueError(f"parameter {name!r} has NaN or infinite values")
+
+
+def _check_devices(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    device = inputs[0].device
+    tensors = [(f"inputs[{i}]", x) for i, x in enumerate(inputs)]
+    tensors += [(f"parameter {n!r}", p) for n, p in module.named_parameters()]
+    for name, t in tensors:
+        if t.device != device:
+            raise ValueError(
+                f"{name} is on {t.device}, inputs[0] on {device}: move the block and its "
+                "inputs to one device"
+            )
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    # Tensors that a forward pass left behind are attached to its graph; deepcopy refuses those.
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    left_behind = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]
+    try:
+        copied = copy.deepcopy(module, {id(t): t.detach().clone() for t in left_behind})
+    except Exception as error:
+        raise ValueError(
+            f"{type(module).__name__} can't be copied by copy.deepcopy ({error}): a block must "
+            "not hold tensors that are attached to a graph, open files or the like"
+        ) from error
+    for part in copied.modules():
+        if isinstance(part, _NormBase) and part.training:
+            # Batch statistics are used in train mode; without running ones none are written.
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+        part._backward_hooks.clear()
+        part._backward_pre_hooks.clear()
+    for p in copied.parameters():
+        p.grad = None
+        p.requires_grad_(False)
+    return copied
+
+
+def _check_output(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the block returned a {type(output).__name__}, not a tensor: wrap it in a module "
+            "that returns the one tensor whose curvature is wanted"
+        )
+    if not output.is_floating_point():
+        raise TypeError(
+            f"the block's output must be a real floating-point tensor, got {output.dtype}"
+        )
+    return output
