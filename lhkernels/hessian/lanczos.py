@@ -191,7 +191,7 @@ def check_operator(H: Any) -> int:
             raise TypeError(f"H is a {H.layout} tensor; pass a dense one (H.to_dense())")
         if not H.isfinite().all():
             raise ValueError("H has entries that are not finite; look for NaN, inf or overflow")
-        check_symmetric(H)
+        check_symmetric(H.detach())
     return int(shape[0])
 
 

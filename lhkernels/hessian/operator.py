@@ -19,6 +19,7 @@ WRT = ("weight", "input")
 KINDS = ("gauss_newton", "full")
 FORMS = ("auto", "gram", "factored", "autograd")
 MAX_DENSE_BYTES = 8 << 30
+IDENTITY_BYTES = 64 << 20  # unit vectors at a time, in dense()
 
 
 class LocalHessian:
@@ -100,7 +101,9 @@ class LocalHessian:
             _ = self.snapshot.output  # a block that can't be used says so now
             self._autograd = AutogradProducts(self.snapshot, wrt, kind, output_grad, memory_limit)
 
-    def _find_closed_form(self, approximate: bool, form: str, memory_limit: int | None) -> Any:
+    def _find_closed_form(
+        self, approximate: bool, form: str, memory_limit: int | None
+    ) -> closed_forms.ClosedForm | None:
         if form == "autograd":
             return None
         tensors = (*self.snapshot.parameters.values(), *self.snapshot.inputs)
@@ -160,7 +163,7 @@ class LocalHessian:
                 f"max_bytes={max_bytes}: use products (H @ V), or raise max_bytes"
             )
         result = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        step = max(1, (64 << 20) // (self.dim * size))  # unit vectors in chunks of 64 MiB
+        step = max(1, IDENTITY_BYTES // (self.dim * size))
         for start in range(0, self.dim, step):
             rows = torch.zeros_like(result[start : start + step])
             rows.diagonal(offset=start).fill_(1)
@@ -197,14 +200,15 @@ class LocalHessian:
         except ImportError as error:
             raise ImportError("to_scipy() needs scipy: pip install lhkernels[hessian]") from error
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        dtype = torch.empty((), dtype=wide).numpy().dtype
 
         def product(x: Any) -> Any:
             if x.dtype.kind not in "fiu":
                 raise TypeError(f"H is real, got a vector of dtype {x.dtype}")
-            V = torch.as_tensor(x).to(device=self.device, dtype=self.dtype)
+            # A copy: torch takes neither negative strides nor arrays that can't be written.
+            V = torch.from_numpy(x.astype(dtype, order="C")).to(self.device, self.dtype)
             return (self @ V.reshape(self.dim, -1)).reshape(x.shape).to("cpu", wide).numpy()
 
-        dtype = torch.empty((), dtype=wide).numpy().dtype
         return LinearOperator(
             tuple(self.shape), matvec=product, matmat=product, rmatvec=product, dtype=dtype
         )

@@ -189,16 +189,10 @@ class Measure:
         return torch.where(x.isnan(), x, result)
 
 
-def converged(ritz: Ritz, rounding: float) -> tuple[Tensor, Tensor]:
-    """Which Ritz values are eigenvalues (bool), and their distances to the next Ritz value.
-
-    Those with a residual bound under 1 % of that distance, or under ``rounding``.
-    """
-    infinite = ritz.values.new_full((1,), math.inf)
-    steps = ritz.values.diff()
-    gap = torch.minimum(torch.cat([infinite, steps]), torch.cat([steps, infinite]))
-    limit = _CONVERGED * gap if gap.numel() > 1 else torch.zeros_like(gap)
-    return ritz.residuals <= limit.clamp(min=rounding), gap
+def converged(ritz: Ritz, rounding: float) -> Tensor:
+    """Which Ritz values are eigenvalues (bool): the residual bound is under 1 % of the distance to
+    the next Ritz value, or under ``rounding``."""
+    return (ritz.residuals <= rounding) | (ritz.residuals <= _CONVERGED * _gaps(ritz.values))
 
 
 def set_zeros(ritz: Ritz, rounding: float, zero_tolerance: float | None) -> Ritz:
@@ -208,18 +202,29 @@ def set_zeros(ritz: Ritz, rounding: float, zero_tolerance: float | None) -> Ritz
     is nearer to 0 than its error, ``residual^2 / gap`` (Kato-Temple).
     """
     size = ritz.values.abs()
-    if zero_tolerance is not None:
-        zero = size <= zero_tolerance
+    if zero_tolerance is None:
+        gaps = _gaps(ritz.values)
+        isolated = ritz.residuals <= _CONVERGED * gaps
+        zero = (size <= rounding) | (
+            isolated & (gaps > 0) & (size * gaps <= ritz.residuals.square())
+        )
     else:
-        done, gap = converged(ritz, rounding)
-        zero = (size <= rounding) | (done & (size <= ritz.residuals.square() / gap))
+        zero = size <= zero_tolerance
     return replace(ritz, values=torch.where(zero, torch.zeros_like(size), ritz.values))
+
+
+def _gaps(values: Tensor) -> Tensor:
+    """Distances to the nearest other value; 0 for a lone one, of which they are not known."""
+    if values.numel() == 1:
+        return torch.zeros_like(values)
+    infinite, steps = values.new_full((1,), math.inf), values.diff()
+    return torch.minimum(torch.cat([infinite, steps]), torch.cat([steps, infinite]))
 
 
 def _pieces(ritz: Ritz, rounding: float, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     values, weights, residuals = ritz.values, ritz.weights, ritz.residuals
     infinite, steps = values.new_full((1,), math.inf), values.diff()
-    jump = (values == 0) | converged(ritz, rounding)[0]
+    jump = (values == 0) | converged(ritz, rounding)
 
     both = ~jump[:-1] & ~jump[1:]  # the CDF rises linearly between two nodes of a continuous part
     inner = (values[:-1][both], values[1:][both], (weights[:-1] + weights[1:])[both] / 2.0)

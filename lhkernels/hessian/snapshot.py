@@ -60,8 +60,8 @@ class Snapshot:
         given = _as_tuple(inputs)
         module = getattr(module, "_orig_mod", module)  # a compiled block: no double backward
         self.device = given[0].device
-        _check_parameters(module)
         _check_devices(module, given)
+        _check_parameters(module)
         for i, x in enumerate(given):
             _check_input(x, f"inputs[{i}]" if len(given) > 1 else "inputs")
         self._cuda = sorted({t.get_device() for t in given if t.is_cuda})
@@ -102,7 +102,12 @@ class Snapshot:
 
         Raises:
             TypeError: the output is not one real floating-point tensor.
+            ValueError: the block has no parameter of such a name.
         """
+        unknown = [name for name in parameters or {} if name not in self.parameters]
+        if unknown:
+            names = ", ".join(map(repr, self.parameters)) or "none"
+            raise ValueError(f"the block has no parameter {unknown[0]!r}; it has {names}")
         chosen = self.inputs if inputs is None else _as_tuple(inputs)
         # Modules that work in place on their input or their buffers get copies to work on.
         arguments = tuple(x.clone() for x in chosen)
