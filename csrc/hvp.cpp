@@ -2,7 +2,6 @@
 #include "hvp.h"
 
 #include <algorithm>
-#include <utility>
 #include <vector>
 
 #include "patches.h"
@@ -11,48 +10,56 @@ namespace lhkernels {
 namespace {
 
 constexpr int64_t kSymmetricBlock = 192;  // only blocks on and above the diagonal are computed
-constexpr int64_t kVectorBytes = 16 << 20;
+constexpr int64_t kGramBytes = 4 << 20;      // of rows at a time, and of their products: cache
+constexpr int64_t kFactoredBytes = 48 << 20;  // more, since each time the patches are made again
+constexpr int64_t kInputBytes = 8 << 20;
 
 using Optional = std::optional<at::Tensor>;
 
-// As many rows at a time as the limit allows; `numbers` is what one vector takes.
-template <typename Body>
-void for_vectors(const at::Tensor& rows, at::Tensor& result, int64_t numbers, int64_t memory_limit,
-                 const Body& body) {
-  const int64_t limit = std::min(memory_limit, kVectorBytes);
-  const int64_t bytes = std::max<int64_t>(1, numbers * rows.element_size());
-  const int64_t count = std::max<int64_t>(1, limit / bytes);
-  for (int64_t first = 0; first < rows.size(0); first += count) {
-    const int64_t length = std::min(count, rows.size(0) - first);
-    at::Tensor out = result.narrow(0, first, length);
-    body(rows.narrow(0, first, length).contiguous(), out);
-  }
-}
-
-// (K, n_out, d) as (G, K * n_out/G, d); a view where there is one group.
-at::Tensor split_groups(const at::Tensor& rows, int64_t groups) {
-  return rows.unflatten(1, at::IntArrayRef({groups, -1})).transpose(0, 1).flatten(1, 2);
-}
-
-at::Tensor join_groups(const at::Tensor& by_group, at::IntArrayRef shape) {
-  return by_group.unflatten(1, at::IntArrayRef({shape[0], -1})).transpose(0, 1).reshape(shape);
-}
-
-// The batch norm's part: out <- scale out - direction (direction . rows).
+// The batch norm's part, of (G, K, outputs, d): out <- scale out - direction (direction . rows).
 void finish(at::Tensor& out, const at::Tensor& rows, const Optional& scale,
             const Optional& direction) {
   if (scale) {
-    out.mul_(scale->unsqueeze(1));
+    out.mul_(scale->unsqueeze(1).unsqueeze(3));
   }
   if (direction) {
-    const at::Tensor products = at::bmm(rows.transpose(0, 1), direction->unsqueeze(2));
-    at::Tensor by_channel = out.transpose(0, 1);
-    by_channel.baddbmm_(products, direction->unsqueeze(1), 1, -1);
+    const at::Tensor products = at::matmul(rows.transpose(1, 2), direction->unsqueeze(3));
+    out.transpose(1, 2).addcmul_(products, direction->unsqueeze(2), -1);
   }
 }
 
-at::Tensor empty_result(const at::Tensor& rows) {
-  return at::empty(rows.sizes(), rows.options(), at::MemoryFormat::Contiguous);
+// `multiply` maps (G, any, d) to the products with each group's A. Of rows (K, n_out, d), as many
+// outputs (or vectors of one output) at a time as `limit` bytes allow.
+template <typename Multiply>
+at::Tensor for_outputs(const at::Tensor& rows, int64_t groups, const Optional& scale,
+                       const Optional& direction, int64_t limit, const Multiply& multiply) {
+  const int64_t per_group = rows.size(1) / groups;
+  const int64_t size = rows.size(2);
+  const int64_t bytes = std::max<int64_t>(1, 2 * groups * size * rows.element_size());
+  const int64_t count = std::max<int64_t>(1, limit / bytes);  // of vectors times outputs
+  const int64_t vectors = std::min(count, rows.size(0));
+  const int64_t outputs = std::clamp<int64_t>(count / std::max<int64_t>(1, vectors), 1, per_group);
+  const auto by_group = [&](const at::Tensor& tensor, int64_t dim) {
+    return tensor.unflatten(dim, at::IntArrayRef({groups, per_group}));
+  };
+  at::Tensor result = at::empty_like(rows);  // dense strides are kept: columns in, columns out
+  const at::Tensor source = by_group(rows, 1).transpose(0, 1);  // (G, K, n_out/G, d)
+  const at::Tensor target = by_group(result, 1).transpose(0, 1);
+  for (int64_t k = 0; k < rows.size(0); k += vectors) {
+    for (int64_t i = 0; i < per_group; i += outputs) {
+      const auto here = [&](const at::Tensor& tensor) {
+        return tensor.slice(1, k, k + vectors).slice(2, i, i + outputs);
+      };
+      const auto channels = [&](const Optional& numbers) {
+        return numbers ? Optional(by_group(*numbers, 0).slice(1, i, i + outputs)) : numbers;
+      };
+      const at::Tensor part = here(source).contiguous();
+      at::Tensor out = multiply(part.view({groups, -1, size})).view(part.sizes());
+      finish(out, part, channels(scale), channels(direction));
+      here(target).copy_(out);
+    }
+  }
+  return result;
 }
 
 }  // namespace
@@ -79,20 +86,8 @@ at::Tensor patch_gram(const at::Tensor& x, at::IntArrayRef kernel, at::IntArrayR
 
 at::Tensor gram_hvp(const at::Tensor& gram, const at::Tensor& rows, const Optional& scale,
                     const Optional& direction, int64_t memory_limit) {
-  const int64_t groups = gram.size(0);
-  at::Tensor result = empty_result(rows);
-  for_vectors(rows, result, 2 * rows.size(1) * rows.size(2), memory_limit,
-              [&](const at::Tensor& part, at::Tensor& out) {
-                if (groups == 1) {
-                  at::Tensor flat = out.view({-1, rows.size(2)});
-                  at::mm_out(flat, part.view({-1, rows.size(2)}), gram[0]);
-                } else {
-                  const at::Tensor products = at::bmm(split_groups(part, groups), gram);
-                  out.copy_(join_groups(products, part.sizes()));
-                }
-                finish(out, part, scale, direction);
-              });
-  return result;
+  return for_outputs(rows, gram.size(0), scale, direction, std::min(memory_limit, kGramBytes),
+                     [&](const at::Tensor& part) { return at::bmm(part, gram); });
 }
 
 at::Tensor patch_hvp(const at::Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
@@ -100,20 +95,15 @@ at::Tensor patch_hvp(const at::Tensor& x, at::IntArrayRef kernel, at::IntArrayRe
                      const Optional& mean, const at::Tensor& rows, const Optional& scale,
                      const Optional& direction, int64_t memory_limit) {
   const Geometry geometry{kernel, stride, padding, dilation, groups};
-  at::Tensor result = empty_result(rows);
-  for_vectors(rows, result, 2 * rows.size(1) * rows.size(2), memory_limit,
-              [&](const at::Tensor& part, at::Tensor& out) {
-                const at::Tensor by_group = split_groups(part, groups);
-                at::Tensor total = at::zeros(by_group.sizes(), by_group.options());
-                for_patches(x, geometry, mean, by_group.size(1), memory_limit,
-                            [&](const at::Tensor& columns) {
-                              const at::Tensor z = at::bmm(by_group, columns);
-                              total.baddbmm_(z, columns.transpose(1, 2));
-                            });
-                out.copy_(join_groups(total, part.sizes()));
-                finish(out, part, scale, direction);
-              });
-  return result;
+  const auto multiply = [&](const at::Tensor& part) {
+    at::Tensor total = at::zeros_like(part);
+    for_patches(x, geometry, mean, part.size(1), memory_limit, [&](const at::Tensor& columns) {
+      total.baddbmm_(at::bmm(part, columns), columns.transpose(1, 2));
+    });
+    return total;
+  };
+  return for_outputs(rows, groups, scale, direction, std::min(memory_limit, kFactoredBytes),
+                     multiply);
 }
 
 at::Tensor input_hvp(const at::Tensor& rows, const at::Tensor& weight, at::IntArrayRef kernel,
@@ -130,8 +120,12 @@ at::Tensor input_hvp(const at::Tensor& rows, const at::Tensor& weight, at::IntAr
   }
   const int64_t input_numbers = rows.numel() / std::max<int64_t>(1, rows.size(0));
   const int64_t numbers = 2 * (rows.size(1) * n_out * place_count + input_numbers);
-  at::Tensor result = empty_result(rows);
-  const auto apply = [&](const at::Tensor& part, at::Tensor& out) {
+  const int64_t limit = std::min(memory_limit, kInputBytes);
+  const int64_t bytes = std::max<int64_t>(1, numbers * rows.element_size());
+  const int64_t vectors = std::max<int64_t>(1, limit / bytes);
+  at::Tensor result = at::empty_like(rows);
+  for (int64_t first = 0; first < rows.size(0); first += vectors) {
+    const at::Tensor part = rows.slice(0, first, first + vectors).contiguous();
     const at::Tensor x = part.flatten(0, 1);
     at::Tensor z = kernel.empty() ? at::mm(x, weight.t())
                                   : at::convolution(x, weight, std::nullopt, stride, padding,
@@ -152,19 +146,18 @@ at::Tensor input_hvp(const at::Tensor& rows, const at::Tensor& weight, at::IntAr
     } else if (scale) {
       z.mul_(scale->unsqueeze(1));
     }
+    at::Tensor back;
     if (kernel.empty()) {
-      at::Tensor flat = out.view({-1, weight.size(1)});
-      at::mm_out(flat, z.view({-1, n_out}), weight);
+      back = at::mm(z.view({-1, n_out}), weight);
     } else {
       std::vector<int64_t> shape = {x.size(0), n_out};
       shape.insert(shape.end(), places.begin(), places.end());
-      out.copy_(std::get<0>(at::convolution_backward(
-                                z.view(shape), x, weight, std::nullopt, stride, padding, dilation,
-                                false, zeros, groups, {true, false, false}))
-                    .view(part.sizes()));
+      back = std::get<0>(at::convolution_backward(z.view(shape), x, weight, std::nullopt, stride,
+                                                  padding, dilation, false, zeros, groups,
+                                                  {true, false, false}));
     }
-  };
-  for_vectors(rows, result, numbers, memory_limit, apply);
+    result.slice(0, first, first + vectors).copy_(back.view(part.sizes()));
+  }
   return result;
 }
 

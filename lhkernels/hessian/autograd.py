@@ -67,8 +67,7 @@ class AutogradProducts:
     def _product(self, rows: Tensor) -> Tensor:
         if self._one_product is None:
             self._build()
-        # An inference tensor can't take part in autograd; a clone of it can.
-        rows = rows.clone() if rows.is_inference() else rows.detach().contiguous()
+        rows = rows.detach().contiguous()
         result = torch.empty_like(rows)
         step = self._rows_at_once()
         for start in range(0, len(rows), step):

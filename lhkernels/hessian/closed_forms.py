@@ -14,7 +14,6 @@ The paper's approximation (17)-(18) drops the terms in 1/m.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,12 @@ from torch import Tensor
 
 from lhkernels import _extension, ops
 from lhkernels.hessian import patches
-from lhkernels.hessian.layer import Layer, read
-from lhkernels.hessian.snapshot import Snapshot
 
 DEFAULT_MEMORY_LIMIT = 1 << 30
 # The number of vectors that a form is chosen for until products with more of them are asked for.
 TYPICAL_VECTORS = 16
-# Eigenvalues that take more operations than this are not computed exactly on the quiet.
-MAX_EIGEN_OPERATIONS = 4e11
+# Blocks whose eigenvalues would take more operations than this are not offered at all.
+MAX_EIGEN_OPERATIONS = 2e13
 
 
 @dataclass(frozen=True)
@@ -89,58 +86,6 @@ class ClosedForm:
 def kernels() -> Any:
     """The C++ operators where they are there, else the same in Python."""
     return ops if _extension.available() else patches
-
-
-def find(
-    snapshot: Snapshot,
-    wrt: str,
-    kind: str,
-    approximate: bool,
-    form: str,
-    memory_limit: int | None,
-) -> ClosedForm | None:
-    """The block's closed form; None if it has none.
-
-    Raises:
-        ValueError: ``approximate`` or ``form`` asks for what this block has not.
-    """
-    from lhkernels.hessian.input_form import InputForm
-    from lhkernels.hessian.weight_form import WeightForm
-
-    layer = read(snapshot)
-    trains = layer is not None and layer.norm is not None and layer.norm.running_var is None
-    if approximate:
-        _check_approximate(layer, trains, kind)
-    if layer is not None and trains and (kind == "full" or min(layer.places, layer.patch_size) < 3):
-        # A batch norm has curvature of its own. And where there are only its mean and its scale to
-        # vary, which it takes away, the closed form would be a difference of equal numbers.
-        layer = None
-    if layer is None or math.prod(layer.output_size) < 1:
-        if form in ("gram", "factored"):
-            raise ValueError(
-                f"form={form!r} is for Gauss-Newton products of one linear or convolutional layer, "
-                f"alone or with a batch norm, not for this {type(snapshot.module).__name__} with "
-                f"kind={kind!r}: use form='auto'"
-            )
-        return None
-    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
-    made = WeightForm if wrt == "weight" else InputForm
-    return made(layer, approximate, form, limit)
-
-
-def _check_approximate(layer: Layer | None, trains: bool, kind: str) -> None:
-    if kind != "gauss_newton":
-        raise ValueError(f"approximate=True is a Gauss-Newton form, not kind={kind!r}")
-    if layer is None or layer.norm is None:
-        raise ValueError(
-            "approximate=True drops terms that only a linear or convolutional layer followed by a "
-            "batch norm has; this block is none: set approximate=False"
-        )
-    if not trains:
-        raise ValueError(
-            "approximate=True is a form of train-mode batch norm, but this one is in eval mode and "
-            "uses its running statistics: call module.train(), or set approximate=False"
-        )
 
 
 def eigenvalue_block(values: Tensor, multiplicity: int) -> SpectralBlock:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lhkernels.hessian import closed_forms
 from lhkernels.hessian import trace as _trace
 from lhkernels.hessian.autograd import AutogradProducts
+from lhkernels.hessian.find_form import find
 from lhkernels.hessian.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ class LocalHessian:
                     f"got {names}: convert them, or leave form at 'auto' and approximate at False"
                 )
             return None
-        return closed_forms.find(
-            self.snapshot, self.wrt, self.kind, approximate, form, memory_limit
-        )
+        return find(self.snapshot, self.wrt, self.kind, approximate, form, memory_limit)
 
     @property
     def shape(self) -> torch.Size:
@@ -299,5 +297,6 @@ def _check_vectors(V: Any, dim: int, dtype: torch.dtype, device: torch.device) -
         raise TypeError(f"V has dtype {V.dtype}, H has {dtype}: use V.to({dtype})")
     if V.device != device:
         raise ValueError(f"V is on {V.device}, H on {device}: use V.to({str(device)!r})")
-    if not bool(torch.isfinite(V).all()):
+    # The sum takes a fifth of the time and no memory; finite numbers may overflow in it.
+    if not bool(torch.isfinite(V.sum())) and not bool(torch.isfinite(V).all()):
         raise ValueError("V has NaN or infinite values")

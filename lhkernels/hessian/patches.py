@@ -18,7 +18,7 @@ zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,8 @@ from torch import Tensor
 
 # Of a chunk of U: larger ones leave the cache, smaller ones make the matrix products too thin.
 CHUNK_BYTES = 4 << 20
+# Of vectors at a time in the factored form, which makes the patches again for each chunk of them.
+FACTORED_BYTES = 48 << 20
 # Only the blocks on and above the diagonal of a symmetric product are computed.
 SYMMETRIC_BLOCK = 192
 
@@ -82,13 +84,8 @@ def gram_hvp(
         direction: (n_out, d); None is 0.
         memory_limit: bytes beside the result and ``rows``.
     """
-    _, n_out, size = rows.shape
-    result = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    for part, out in vector_chunks(rows, result, 2 * n_out * size, memory_limit):
-        by_group = _split_groups(part, len(gram))
-        out.copy_(_join_groups(by_group @ gram, part.shape))
-        _finish(out, part, scale, direction)
-    return result
+    limit = min(memory_limit, CHUNK_BYTES)
+    return _for_outputs(rows, len(gram), scale, direction, limit, lambda part: part @ gram)
 
 
 def patch_hvp(
@@ -101,16 +98,15 @@ def patch_hvp(
     memory_limit: int,
 ) -> Tensor:
     """As :func:`gram_hvp`, by two products with the patches of x (N, C, *spatial) each time."""
-    _, n_out, size = rows.shape
-    result = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    for part, out in vector_chunks(rows, result, 2 * n_out * size, memory_limit):
-        by_group = _split_groups(part, geometry.groups)
-        total = torch.zeros_like(by_group)
-        for columns in chunks(x, geometry, mean, memory_limit, beside=by_group.shape[1]):
-            total.baddbmm_(by_group @ columns, columns.mT)
-        out.copy_(_join_groups(total, part.shape))
-        _finish(out, part, scale, direction)
-    return result
+
+    def multiply(part: Tensor) -> Tensor:
+        total = torch.zeros_like(part)
+        for columns in chunks(x, geometry, mean, memory_limit, beside=part.shape[1]):
+            total.baddbmm_(part @ columns, columns.mT)
+        return total
+
+    limit = min(memory_limit, FACTORED_BYTES)
+    return _for_outputs(rows, geometry.groups, scale, direction, limit, multiply)
 
 
 def input_hvp(
@@ -127,11 +123,13 @@ def input_hvp(
     ``direction`` (N, n_out, *out), means and products over the samples and places; without
     ``direction``, ``M Z = scale Z``.
     """
-    result = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     places = math.prod(geometry.output_size(rows.shape[3:]))
-    numbers = rows.shape[1] * (2 * weight.shape[0] * places + 2 * rows[0, 0].numel())
-    for part, out in vector_chunks(rows, result, numbers, memory_limit):
-        flat = part.flatten(0, 1)
+    numbers = 2 * (rows.shape[1] * weight.shape[0] * places + rows[0].numel())
+    limit = min(memory_limit, 2 * CHUNK_BYTES)
+    count = max(1, limit // max(1, numbers * rows.element_size()))
+    result = torch.empty_like(rows)
+    for part, out in zip(rows.split(count), result.split(count), strict=True):
+        flat = part.contiguous().flatten(0, 1)
         z = forward(flat, weight, geometry)
         z = z.view(part.shape[0], part.shape[1], weight.shape[0], -1)
         if direction is not None:
@@ -146,19 +144,6 @@ def input_hvp(
             z *= scale[:, None]
         out.copy_(backward(z, flat, weight, geometry).view(part.shape))
     return result
-
-
-def vector_chunks(
-    rows: Tensor, result: Tensor, numbers: int, memory_limit: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows, copied to be contiguous, and the same part of the result, as many as the limit allows.
-
-    ``numbers``: what one vector takes.
-    """
-    limit = min(memory_limit, 4 * CHUNK_BYTES)
-    count = max(1, limit // max(1, numbers * rows.element_size()))
-    for first in range(0, len(rows), count):
-        yield rows[first : first + count].contiguous(), result[first : first + count]
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -190,22 +175,39 @@ def backward(z: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor
     )[0]
 
 
-def _split_groups(rows: Tensor, groups: int) -> Tensor:
-    """(K, n_out, d) as (G, K * n_out/G, d)."""
-    return rows.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2)
+def _for_outputs(
+    rows: Tensor,
+    groups: int,
+    scale: Tensor | None,
+    direction: Tensor | None,
+    limit: int,
+    multiply: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """``multiply`` maps (G, any, d) to the products with each group's A.
 
-
-def _join_groups(rows: Tensor, shape: torch.Size) -> Tensor:
-    return rows.unflatten(1, (shape[0], -1)).transpose(0, 1).reshape(shape)
-
-
-def _finish(out: Tensor, rows: Tensor, scale: Tensor | None, direction: Tensor | None) -> None:
-    """The batch norm's part: ``out <- scale out - direction (direction . rows)``."""
-    if scale is not None:
-        out *= scale[:, None]
-    if direction is not None:
-        products = rows.transpose(0, 1) @ direction[:, :, None]
-        out.transpose(0, 1).baddbmm_(products, direction[:, None, :], alpha=-1)
+    Of rows (K, n_out, d), as many outputs (or vectors of one output) at a time as ``limit`` bytes
+    allow.
+    """
+    per_group, size = rows.shape[1] // groups, rows.shape[2]
+    count = max(1, limit // max(1, 2 * groups * size * rows.element_size()))
+    vectors = min(count, len(rows))
+    outputs = min(max(1, count // max(1, vectors)), per_group)
+    result = torch.empty_like(rows)  # dense strides are kept: columns in, columns out
+    source = rows.unflatten(1, (groups, per_group)).transpose(0, 1)  # (G, K, n_out/G, d)
+    target = result.unflatten(1, (groups, per_group)).transpose(0, 1)
+    for k in range(0, len(rows), max(1, vectors)):
+        for i in range(0, per_group, outputs):
+            here = (slice(None), slice(k, k + vectors), slice(i, i + outputs))
+            part = source[here].contiguous()
+            out = multiply(part.view(groups, -1, size)).view(part.shape)
+            if scale is not None:
+                out *= scale.view(groups, 1, per_group, 1)[:, :, here[2]]
+            if direction is not None:
+                along = direction.view(groups, per_group, size)[:, here[2]]
+                products = part.transpose(1, 2) @ along[..., None]
+                out.transpose(1, 2).addcmul_(products, along[:, :, None], value=-1)
+            target[here] = out
+    return result
 
 
 def chunks(

@@ -236,9 +236,11 @@ def _pieces(ritz: Ritz, rounding: float, floor: float) -> tuple[Tensor, Tensor, 
     to_right, to_left = torch.cat([reach, nothing]), torch.cat([nothing, reach])
     below = torch.cat([values.new_full((1,), floor), values[:-1]])
     above = torch.cat([values[1:], infinite])
-    first, last = ~jump & (to_left == 0), ~jump & (to_right == 0)
-    left_reach = torch.where(to_right > 0, weights * to_right, residuals)
-    right_reach = torch.where(to_left > 0, weights * to_left, residuals)
+    no = both.new_zeros(1)
+    joins_right, joins_left = torch.cat([both, no]), torch.cat([no, both])
+    first, last = ~jump & ~joins_left, ~jump & ~joins_right
+    left_reach = torch.where(joins_right, weights * to_right, residuals)
+    right_reach = torch.where(joins_left, weights * to_left, residuals)
     start = torch.minimum(torch.maximum(values - left_reach, below), values)
     stop = torch.minimum(values + right_reach, above)
 

@@ -22,7 +22,6 @@ def plain_autograd(device: torch.device) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
     ):

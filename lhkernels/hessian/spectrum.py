@@ -124,7 +124,11 @@ class Spectrum:
 
     @property
     def zero_fraction(self) -> float:
-        """The part of the dim eigenvalues that are zero: ``1 - rank / dim``."""
+        """The part of the dim eigenvalues that are zero: ``1 - rank / dim``.
+
+        Unless exact, zeros show once their Ritz value has converged: soon where a gap sets them
+        apart, late (more steps) where the other eigenvalues come close on both sides.
+        """
         return float(self.weights[self.eigenvalues == 0].sum().clamp(0.0, 1.0))
 
     @property

@@ -1,0 +1,468 @@
+"""Spectra of matrices with known eigenvalues: exact, Lanczos, and stochastic quadrature."""
+
+import builtins
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
+from lhkernels.hessian.slq import default_probes
+from lhkernels.hessian.spectrum import spectrum
+
+DTYPES = [torch.float32, torch.float64]
+
+
+class Operator:
+    """A symmetric matrix that only shows its products."""
+
+    def __init__(self, matrix, closed_form=None):
+        self.matrix, self.closed_form = matrix, closed_form
+        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
+
+    def __matmul__(self, V):
+        return self.matrix @ V
+
+
+class RowOperator(Operator):
+    def product_rows(self, rows):
+        return rows @ self.matrix
+
+    def __matmul__(self, V):
+        raise AssertionError("product_rows is there")
+
+
+def with_eigenvalues(values, dtype=torch.float64):
+    values = torch.as_tensor(values, dtype=torch.float64)
+    Q = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64)).Q
+    A = Q * values @ Q.T
+    return ((A + A.T) / 2).to(dtype)
+
+
+def blocks(*parts):
+    """An H with nothing but spectral blocks: a product would fail."""
+    made = [
+        SimpleNamespace(matrix=m, multiplicity=k, is_factor=f, law=law) for m, k, f, law in parts
+    ]
+    dim = sum(k * m.shape[:-2].numel() * m.shape[-1] for m, k, _, _ in parts)
+    form = SimpleNamespace(spectral_blocks=lambda: iter(made))
+    dtype = torch.float64
+    return SimpleNamespace(
+        shape=(dim, dim), dtype=dtype, device=torch.device("cpu"), closed_form=form
+    )
+
+
+def linspace(low, high, n):
+    return torch.linspace(low, high, n, dtype=torch.float64)
+
+
+KNOWN = {
+    "clusters": torch.tensor([0.0] * 40 + [1.0] * 30 + [1 + 1e-13] * 10 + [2.0] * 20),
+    "condition 1e12": torch.logspace(-12, 0, 40, dtype=torch.float64),
+    "indefinite": torch.cat([linspace(-3, -1, 20), torch.zeros(13), linspace(0.5, 7, 20)]),
+    "near cluster": torch.cat([torch.zeros(30), 1 + 1e-6 * linspace(0, 1, 30)]).double(),
+    "outlier": torch.cat([torch.ones(99), torch.tensor([1e6])]).double(),
+    "zero": torch.zeros(17, dtype=torch.float64),
+    "identity": torch.ones(21, dtype=torch.float64),
+    "negative": -torch.ones(5, dtype=torch.float64),
+    "scalar": torch.tensor([3.0], dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_eigenvalues_exact(name):
+    values = KNOWN[name].double()
+    A = with_eigenvalues(values)
+    largest = float(values.abs().max())
+    for H in (A, Operator(A), RowOperator(A)):
+        S = spectrum(H)
+        assert S.method == "exact"
+        torch.testing.assert_close(S.eigenvalues, values, rtol=0, atol=4e-15 * largest)
+        assert ((S.eigenvalues - values).abs() <= S.errors).all()
+        assert (S.eigenvalues == 0).sum() == (values == 0).sum()
+        assert S.zero_fraction == pytest.approx(float((values == 0).double().mean()), abs=1e-15)
+        assert float(S.weights.sum()) == pytest.approx(1.0, abs=1e-14)
+
+
+@pytest.mark.parametrize("method", ["slq", "lanczos"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_eigenvalues_by_lanczos(name, dtype, method):
+    values = KNOWN[name].double()
+    A = with_eigenvalues(values, dtype)
+    S = spectrum(RowOperator(A), method)
+    truth = torch.linalg.eigvalsh(A.double())
+    nearest = (S.eigenvalues[:, None] - truth).abs().min(1).values
+    assert (nearest <= S.errors).all()
+    assert S.largest == pytest.approx(float(truth[-1]), abs=S.bounds.largest)
+    assert S.smallest == pytest.approx(float(truth[0]), abs=S.bounds.smallest)
+    assert S.smallest >= float(truth[0]) - S.zero_tolerance
+    assert float(S.weights.sum()) == pytest.approx(1.0, abs=1e-14)
+    assert S.eigenvalues.dtype == S.weights.dtype == torch.float64
+    if method == "slq" and not (dtype == torch.float32 and name in ("condition 1e12", "outlier")):
+        apart = 1e-5 * max(1.0, float(values.abs().max()))
+        x = torch.cat([values - apart, values + apart]) if name != "condition 1e12" else values
+        cdf = (values <= x[:, None]).double().mean(1)
+        assert float((S.cdf(x) - cdf).abs().max()) < 0.03
+
+
+def test_condition_numbers():
+    for method in ("exact", "slq"):
+        S = spectrum(with_eigenvalues(KNOWN["condition 1e12"]), method)
+        assert S.condition_number == pytest.approx(1e12, rel=0.02)
+        assert S.zero_fraction == 0.0
+        S = spectrum(with_eigenvalues(KNOWN["indefinite"]), method)
+        assert S.condition_number == pytest.approx(14.0, rel=1e-9)
+        assert S.smallest_nonzero == pytest.approx(0.5)
+        S = spectrum(with_eigenvalues([-2.0, -0.1, 0.0, 3.0]), method)
+        assert S.smallest_nonzero == pytest.approx(-0.1)
+        assert (S.smallest, S.largest) == pytest.approx((-2.0, 3.0))
+        S = spectrum(torch.zeros(4, 4), method)
+        assert math.isnan(S.smallest_nonzero)
+        assert math.isnan(S.condition_number)
+        assert math.isnan(S.bounds.smallest_nonzero)
+        assert S.zero_fraction == 1.0
+
+
+def test_a_ritz_value_in_a_gap_is_not_the_smallest_eigenvalue():
+    """Half zeros, a gap, a continuous part: one Ritz value per probe wanders through the gap."""
+    A = with_eigenvalues(torch.cat([torch.zeros(100), linspace(1, 3, 300)]))
+    S = spectrum(A, "slq", steps=20, probes=100)
+    wandering = S.eigenvalues[(S.eigenvalues > 0) & (S.eigenvalues < 0.9)]
+    assert S.smallest_nonzero > 0.95, wandering
+    assert S.condition_number < 3.0 / 0.95
+    assert S.zero_fraction == pytest.approx(0.25, abs=0.03)
+
+
+def test_repeated_eigenvalues_leave_no_false_zeros():
+    """After 27 distinct ones, rounding starts further Krylov spaces with copies of them."""
+    A = with_eigenvalues(linspace(0.5, 5, 27).repeat(5))
+    for dtype in DTYPES:
+        S = spectrum(A.to(dtype), "slq", probes=40)
+        assert S.zero_fraction == 0.0
+        assert S.condition_number == pytest.approx(10.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_moments_agree_within_the_standard_error(dtype, distribution, seed):
+    torch.manual_seed(100 + seed)
+    A = torch.randn(90, 90, dtype=torch.float64)
+    A = A @ torch.diag(torch.randn(90).double().exp()) @ A.T / 90 + torch.diag(torch.randn(90))
+    A = ((A + A.T) / 2).to(dtype)
+    values = torch.linalg.eigvalsh(A.double())
+    S = spectrum(A, "slq", probes=60, steps=12, seed=seed, distribution=distribution)
+    E = spectrum(A)
+    for k in range(5):
+        truth = float((values**k).mean())
+        value, error = S.moment(k)
+        assert 0 < error < 0.3 * float((values.abs() ** k).mean())
+        assert abs(value - truth) <= 4 * error
+        assert abs(E.moment(k).value - truth) <= E.moment(k).standard_error
+        assert E.moment(k).standard_error > 0
+
+
+def test_the_standard_error_is_the_spread_of_independent_runs():
+    A = with_eigenvalues(linspace(-1, 2, 60))
+    runs = [spectrum(A, "slq", probes=12, steps=6, seed=s).moment(2) for s in range(40)]
+    spread = float(torch.tensor([run.value for run in runs]).std())
+    assert spread == pytest.approx(sum(run.standard_error for run in runs) / 40, rel=0.4)
+    single = [spectrum(A, "slq", probes=1, steps=6, seed=s).moment(2) for s in range(60)]
+    spread = float(torch.tensor([run.value for run in single]).std())
+    assert spread == pytest.approx(sum(run.standard_error for run in single) / 60, rel=0.4)
+
+
+def test_an_error_bar_is_never_falsely_zero():
+    """A diagonal matrix has no variance under +-1 probes: what is left is rounding."""
+    d = torch.rand(50).double() + 0.1
+    for dtype in DTYPES:
+        S = spectrum(torch.diag(d.to(dtype)), "slq", probes=4)
+        for k in (1, 2, 3):
+            value, error = S.moment(k)
+            truth = float((d.to(dtype).double() ** k).mean())
+            assert 0 < error < 1e-4
+            assert abs(value - truth) <= error
+
+
+def test_moments_beyond_the_quadrature_are_refused():
+    S = spectrum(with_eigenvalues(linspace(0, 1, 30)), "slq", probes=2, steps=3)
+    S.moment(5)
+    with pytest.raises(ValueError, match="k=6 needs 4 Lanczos steps"):
+        S.moment(6)
+    with pytest.raises(ValueError, match=r"k=1\.5"):
+        S.moment(1.5)
+    assert spectrum(torch.eye(9).double(), "slq", steps=1).moment(20).value == pytest.approx(1.0)
+
+
+def distance(S, law):
+    x = torch.cat([law.quantile(linspace(1e-4, 1, 2001)), S.eigenvalues])
+    x = torch.cat([x * (1 - 1e-9), x, x * (1 + 1e-9)])
+    return float((S.cdf(x) - law.cdf(x)).abs().max())
+
+
+@pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
+def test_kolmogorov_distance_to_the_marchenko_pastur_law(c):
+    n, variance = 1000, 1.8
+    W = torch.randn(int(c * n), n) * math.sqrt(variance / (c * n))
+    H = W.T @ W
+    law = MarchenkoPastur(c, variance)
+    assert distance(spectrum(H), law) < 0.01
+    S = spectrum(RowOperator(H), "slq")  # default probes and steps
+    assert distance(S, law) < 0.01
+    assert S.zero_fraction == pytest.approx(law.atom, abs=0.01)
+    assert distance(S, MarchenkoPastur(c, variance * 1.2)) > 0.02
+
+    rows = W / W.norm(dim=1, keepdim=True)
+    exact = spectrum(blocks((rows.double(), 3, True, None)))
+    assert distance(exact, MarchenkoPastur(c, normalized=True)) < 0.01
+
+
+def test_the_cdf_gains_from_half_weights():
+    """Interpolated through half the weights it is some 1/steps^2 off; a staircase, 1/steps."""
+    n, steps = 3000, 20
+    values = torch.sin(linspace(0, math.pi / 2, n)) ** 2  # the arcsine law
+    S = spectrum(Operator(torch.diag(values)), "slq", steps=steps, probes=1)
+    x = linspace(0.05, 0.95, 500)
+    truth = (values <= x[:, None]).double().mean(1)
+    assert float((S.cdf(x) - truth).abs().max()) < 0.01
+    staircase = (S.weights * (S.eigenvalues <= x[:, None])).sum(1)
+    assert float((staircase - truth).abs().max()) > 0.02
+
+
+def test_spectral_blocks():
+    g = torch.Generator().manual_seed(5)
+    symmetric = torch.randn(2, 3, 4, 4, generator=g, dtype=torch.float64)
+    symmetric = symmetric + symmetric.mT
+    wide = torch.randn(3, 2, 5, generator=g, dtype=torch.float64)
+    tall = torch.randn(6, 3, generator=g, dtype=torch.float64)
+    fourier = torch.randn(4, 2, 3, generator=g, dtype=torch.complex128)
+    H = blocks((symmetric, 2, False, None), (wide, 3, True, None), (tall, 1, True, None),
+               (fourier, 1, True, None))  # fmt: skip
+    expected = [torch.linalg.eigvalsh(symmetric).reshape(-1)] * 2
+    expected += [torch.linalg.eigvalsh(wide.mT @ wide).reshape(-1)] * 3
+    expected += [torch.linalg.eigvalsh(tall.mT @ tall)]
+    expected += [torch.linalg.eigvalsh(fourier.mH @ fourier).reshape(-1)]
+    values = torch.cat(expected).sort().values
+    S = spectrum(H)
+    assert S.dim == len(values) == 48 + 45 + 3 + 12
+    assert S.zero_fraction == pytest.approx((27 + 4) / S.dim)  # the kernels of the wide factors
+    x = linspace(-10, 40, 777)
+    torch.testing.assert_close(S.cdf(x), (values <= x[:, None]).double().mean(1))
+    for k in range(4):
+        assert S.moment(k).value == pytest.approx(float((values**k).mean()))
+    assert (S.smallest, S.largest) == pytest.approx((float(values[0]), float(values[-1])))
+
+
+def test_factors_resolve_what_their_gram_matrix_does_not():
+    B = with_eigenvalues(torch.logspace(-12, 0, 20, dtype=torch.float64))
+    S = spectrum(blocks((B, 1, True, None)))
+    assert S.condition_number == pytest.approx(1e24, rel=0.05)
+    assert spectrum(blocks((B.T @ B, 1, False, None))).zero_fraction > 0.2
+    S = spectrum(blocks((torch.cat([B, torch.zeros(20, 3)], 1), 1, True, None)))
+    assert S.zero_fraction == pytest.approx(3 / 23)
+
+
+def test_the_law_of_the_blocks():
+    B = torch.randn(5, 8, dtype=torch.float64)
+    hint = SimpleNamespace(ratio=0.625, variance=2.0, normalized=False)
+    law = spectrum(blocks((B, 2, True, hint), (B, 1, True, hint))).law
+    assert (law.ratio, law.variance, law.normalized) == (0.625, 2.0, False)
+    assert spectrum(blocks((B, 2, True, hint), (B, 1, True, None))).law is None
+    hint = SimpleNamespace(ratio=0.625, variance=None, normalized=True)
+    assert spectrum(blocks((B, 2, True, hint))).law.normalized
+    hint = SimpleNamespace(ratio=0.625, variance=None, normalized=False)
+    law = spectrum(blocks((B, 2, True, hint))).law
+    assert law.mean == pytest.approx(float((B**2).sum()) / 8)
+    assert spectrum(torch.eye(3)).law is None
+
+
+def test_blocks_that_do_not_add_up_or_are_not_finite():
+    H = blocks((torch.eye(3).double(), 2, False, None))
+    H.shape = (7, 7)
+    with pytest.raises(RuntimeError, match="6 of 7"):
+        spectrum(H)
+    with pytest.raises(ValueError, match="H is not finite"):
+        spectrum(blocks((torch.full((2, 2), torch.inf), 1, True, None)))
+
+
+def test_zero_is_decided_by_the_dtype_or_by_the_argument():
+    values = [1e-13, 1e-9, 1e-3, 1.0]
+    A = torch.diag(torch.tensor(values, dtype=torch.float64))
+    assert spectrum(A).zero_fraction == 0.0
+    assert spectrum(A.float()).zero_fraction == 0.5
+    assert spectrum(A.float(), zero_tolerance=0).zero_fraction == 0.0
+    for method in ("exact", "slq"):
+        S = spectrum(A, method, zero_tolerance=1e-2)
+        assert S.zero_fraction == pytest.approx(0.75, abs=1e-12)
+        assert S.zero_tolerance == 1e-2
+        assert S.condition_number == pytest.approx(1.0)
+        assert S.cdf(0.0) == pytest.approx(0.75, abs=1e-12)
+    S = spectrum(blocks((A, 1, True, None)), zero_tolerance=1e-7)
+    assert S.zero_fraction == 0.5  # of the eigenvalues, the squares
+    hidden = spectrum(torch.full((40, 40), 1 / 40.0))  # rank 1; tiny negative eigenvalues too
+    assert hidden.zero_fraction == pytest.approx(39 / 40)
+    assert hidden.smallest == 0.0
+
+
+def test_cdf_quantile_and_density_fit_together():
+    torch.manual_seed(3)
+    bulk = torch.randn(200, dtype=torch.float64)
+    A = with_eigenvalues(torch.cat([torch.zeros(50), bulk + bulk.sign() / 2]))
+    for S in (spectrum(A), spectrum(A, "slq", probes=50, steps=60)):
+        q = linspace(0, 1, 301)
+        x = S.quantile(q)
+        assert (x.diff() >= 0).all()
+        assert (S.cdf(x + 1e-12) >= q - 1e-12).all()
+        assert (S.cdf(x - 1e-7) <= q + 1e-6).all()
+        negative = S.cdf(-1e-9)
+        atom = (q > negative + 1e-9) & (q < negative + S.zero_fraction - 1e-9)
+        assert atom.sum() > 50
+        assert (x[atom] == 0).all()
+        assert S.cdf([-100.0, 100.0]) == [0.0, 1.0]
+        assert math.isnan(S.cdf(math.nan))
+        grid = linspace(-8, 8, 4001)
+        for width in (None, 0.05, 1.0):
+            total = float(torch.trapezoid(S.density(grid, width), grid))
+            assert total == pytest.approx(1 - S.zero_fraction, abs=1e-6)
+        with pytest.raises(ValueError, match="width=-1"):
+            S.density(0.0, width=-1)
+        with pytest.raises(ValueError, match="quantile: q="):
+            S.quantile(1.5)
+
+
+def test_the_density_of_an_exact_spectrum_is_a_sum_of_gaussians():
+    S = spectrum(torch.diag(torch.tensor([0.0, 0.0, 1.0, 2.5])))
+    x = linspace(-1, 4, 50)
+    h = 0.3
+    truth = sum(torch.exp(-((x - m) ** 2) / (2 * h * h)) for m in (1.0, 2.5))
+    torch.testing.assert_close(S.density(x, h), truth / 4 / (h * math.sqrt(2 * math.pi)))
+
+
+def test_auto_takes_what_is_affordable(monkeypatch):
+    A = with_eigenvalues(linspace(0, 1, 30))
+    monkeypatch.setattr("lhkernels.hessian.exact.AUTO_DIM", 20)
+    S = spectrum(A)
+    assert S.method == "slq"
+    assert S.probes == default_probes(30) == 200
+    assert spectrum(A, "exact").method == "exact"
+    factor = blocks((A, 1, True, None))
+    assert spectrum(factor).method == "exact"
+    factor.product_rows = lambda rows: rows @ (A @ A)
+    monkeypatch.setattr("lhkernels.hessian.exact.AUTO_WORK", 1e3)
+    assert spectrum(factor).method == "slq"
+    assert spectrum(factor, "exact").method == "exact"
+    assert default_probes(10**7) == 8
+
+
+def test_absurd_sizes_are_refused_with_their_bytes():
+    huge = SimpleNamespace(shape=(10**6, 10**6), dtype=torch.float32, device="cpu")
+    with pytest.raises(MemoryError, match=r"24,000,000,000,000 bytes .*method='slq'"):
+        spectrum(huge, "exact")
+    A = with_eigenvalues(linspace(0, 1, 50))
+    with pytest.raises(MemoryError, match="a dense 50 x 50 matrix needs 60,000 bytes"):
+        spectrum(A, "exact", memory_limit=50_000)
+    assert spectrum(A, memory_limit=50_000).method == "slq"
+    with pytest.raises(MemoryError, match="a block of 50 x 50"):
+        spectrum(blocks((A, 1, False, None)), "exact", memory_limit=50_000)
+
+
+def test_seeds_and_the_global_generator():
+    A = with_eigenvalues(linspace(0, 1, 40))
+    state = torch.get_rng_state()
+    one, two, other = (spectrum(A, "slq", probes=3, steps=5, seed=s) for s in (1, 1, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one.eigenvalues, two.eigenvalues)
+    assert not torch.equal(one.eigenvalues, other.eigenvalues)
+
+
+@pytest.mark.parametrize(
+    ("H", "error", "message"),
+    [
+        (torch.tensor([[1.0, 2.0], [0.0, 1.0]]), ValueError, r"not symmetric.*\(H \+ H.T\) / 2"),
+        (torch.ones(2, 3), ValueError, r"shape \(2, 3\)"),
+        (torch.ones(4), ValueError, r"shape \(4,\)"),
+        (torch.ones(0, 0), ValueError, r"shape \(0, 0\)"),
+        (torch.eye(3) / 0, ValueError, "not finite"),
+        (torch.eye(3, dtype=torch.int64), TypeError, "float32 or float64"),
+        (torch.eye(3, dtype=torch.bfloat16), TypeError, r"H\.double\(\)"),
+        (torch.eye(3, dtype=torch.complex64), TypeError, "float32 or float64"),
+        (torch.eye(3).to_sparse(), TypeError, "to_dense"),
+        ([[1.0]], TypeError, "H is a list"),
+    ],
+)
+def test_bad_operators(H, error, message):
+    with pytest.raises(error, match=message):
+        spectrum(H)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "power"}, "method='power'"),
+        ({"probes": 0}, "probes=0"),
+        ({"steps": 2.5}, r"steps=2\.5"),
+        ({"memory_limit": -1}, "memory_limit=-1"),
+        ({"seed": 1.0}, r"seed=1\.0"),
+        ({"zero_tolerance": -1e-3}, r"zero_tolerance=-0\.001"),
+        ({"zero_tolerance": math.nan}, "zero_tolerance=nan"),
+        ({"distribution": "cauchy"}, "distribution='cauchy'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        spectrum(torch.eye(3), **options)
+
+
+def test_products_without_symmetry_or_with_nan_are_found():
+    with pytest.raises(ValueError, match="not symmetric"):
+        spectrum(Operator(torch.tensor([[1.0, 2.0], [0.0, 1.0]])))
+    with pytest.raises(ValueError, match="not finite"):
+        spectrum(Operator(torch.eye(3) * torch.nan), "slq")
+
+
+def test_a_tensor_may_require_a_gradient():
+    A = torch.eye(4, requires_grad=True)
+    for method in ("exact", "slq"):
+        assert not spectrum(A * 2, method).eigenvalues.requires_grad
+
+
+def test_progress_goes_to_stderr_and_is_optional(capsys, monkeypatch):
+    A = with_eigenvalues(linspace(0, 1, 40))
+    plain = spectrum(A, "slq", probes=3)
+    shown = spectrum(A, "slq", probes=3, progress=True)
+    assert torch.equal(plain.eigenvalues, shown.eigenvalues)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+
+    real = builtins.__import__
+
+    def without_rich(name, *args, **kwargs):
+        if name.split(".")[0] == "rich":
+            raise ModuleNotFoundError("No module named 'rich'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_rich)
+    with pytest.warns(UserWarning, match="pip install rich"):
+        spectrum(A, "exact", progress=True)
+
+
+def test_the_repr_says_how_and_what():
+    text = repr(spectrum(torch.diag(torch.tensor([0.0, 1.0, 4.0, 8.0])), "slq", probes=3))
+    assert re.search(r"dim=4, method='slq', probes=3, steps=4.*\[0, 8\].*25 % zero", text)
+    assert "condition number 8)" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["exact", "slq", "lanczos"])
+def test_on_a_gpu(method):
+    A = with_eigenvalues(KNOWN["indefinite"])
+    host, device = spectrum(A, method), spectrum(A.cuda(), method)
+    assert device.eigenvalues.device.type == "cpu"
+    assert device.largest == pytest.approx(host.largest, rel=1e-9)
+    assert device.smallest == pytest.approx(host.smallest, rel=1e-9)
+    assert device.moment(2).value == pytest.approx(host.moment(2).value, rel=1e-9)
+    assert device.cdf(torch.ones(3, device="cuda")).is_cuda
