@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # The extension is built into the checkout (editable install), so its sources decide about a rebuild.
 SETUP  := pyproject.toml setup.py constraints.txt tools/install_torch.py $(wildcard csrc/*)
 
-.PHONY: help install demo test lint gpu clean
+.PHONY: help install demo test lint docs packages gpu clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,6 +34,14 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## write docs/api.md from the docstrings, and check all pages and examples
+	$(BIN)/python tools/api_reference.py
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_doctests.py
+
+packages: $(STAMP) ## build wheel and sdist, install each in an environment of its own, take a step there
+	$(PIP) install --quiet -c constraints.txt build
+	$(BIN)/python tools/check_packages.py
 
 # A GPU machine may have no network: what it needs is there already, in .venv or in $(PYTHON).
 gpu: ## everything that needs a GPU: tests, step times; writes bench/results/<device>/

@@ -1,111 +1,145 @@
-"""Everything that needs a GPU: its tests, the step's times; results in bench/results/<device>/.
+"""Everything that needs a GPU: tests, times, counters, the training study; a part each.
 
-    python bench/gpu.py [tests] [asm] [step] [--dry-run]
+    python bench/gpu.py [--parts tests,step,...] [--list] [--dry-run] [--out DIR]
+                        [--data-folder DIR] [--limit SECONDS] [--total SECONDS]
 
-Without a part's name all parts run, each well under 10 minutes. ``--dry-run`` goes the same way on
-a CPU: tests under Triton's interpreter, a small model, results in a temporary folder. Needs no
-network and no installation of this package.
+Writes to --out (default: bench/results/<device>/): PART.json and PART.log for each part,
+environment.json, and summary.md from all parts that are there. A part that fails does not stop the
+others; the exit status is 1 then. Needs no network and no installation of this package.
+docs/gpu.md says what each part measures and how long it takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-import subprocess
+import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-import torch  # noqa: E402
-
-GPU_TESTS = ["tests/step", "tests/test_optim_numbers.py", "tests/test_optim_amp.py"]
+from gpu_parts import environment, registry, runner, summary  # noqa: E402
 
 
-def run(args: list[str], *, interpret: bool, log: Path) -> int:
-    """A Python command from the root; what it prints goes to the terminal and to ``log``."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "TRITON_INTERPRET": "1" if interpret else "0",
-    }
-    command = [sys.executable, *args]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    log.write_text(done.stdout)
-    print(done.stdout + done.stderr)
-    return done.returncode
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("parts_", nargs="*", metavar="PART", help="as --parts")
+    p.add_argument("--parts", metavar="A,B", help="parts or groups of parts (default: all)")
+    p.add_argument("--list", action="store_true", help="list the parts and their time limits")
+    p.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: does it run?")
+    p.add_argument("--out", type=Path, metavar="DIR", help="where results go")
+    p.add_argument("--data-folder", type=Path, metavar="DIR", help="of the study's data set")
+    p.add_argument("--data", metavar="NAME", help="the study's data set (default: fashion-mnist)")
+    p.add_argument("--jobs", type=int, metavar="N", help="the study's runs at a time (default: 2)")
+    p.add_argument("--limit", type=float, metavar="S", help="seconds for each part")
+    p.add_argument("--total", type=float, metavar="S", help="seconds for all parts together")
+    p.add_argument("--archive", type=Path, metavar="F.tar.gz", help="also pack the results into F")
+    p.add_argument("--no-build", action="store_true", help="leave the C++ extension as it is")
+    p.add_argument("--summary", action="store_true", help="only write summary.md anew")
+    return p
 
 
-def tests(out: Path, dry: bool) -> int:
-    """The kernel's tests, compiled; the rest of the suite runs everywhere."""
-    selection = ["tests/step/test_triton_gpu.py"] if dry else GPU_TESTS
-    args = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *selection]
-    return run(args, interpret=dry, log=out / "tests.txt")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts that are asked for; 1 if one of them is not ok."""
+    p = parser()
+    args = p.parse_args(argv)
+    try:
+        parts = registry.select(",".join(filter(None, [args.parts, *args.parts_])) or None)
+    except ValueError as error:
+        p.error(str(error))
+    if args.list:
+        print_list()
+        return 0
+    for name in ("limit", "total", "jobs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            p.error(f"--{name} {value} is not > 0")
+    if args.data_folder is not None:
+        args.data_folder = args.data_folder.resolve()
+        if not args.data_folder.is_dir():
+            p.error(f"--data-folder {args.data_folder} is no folder; it holds a data set's files")
+    registry.OPTIONS |= {"data": args.data, "jobs": args.jobs or registry.OPTIONS["jobs"]}
+    out = choose_out(p, args)
+    if args.summary:
+        print(summary.write(out))
+        return 0
+    signal.signal(signal.SIGTERM, _terminate)
+    return execute(parts, out, args)
 
 
-def asm(out: Path, dry: bool) -> int:
-    """Registers, spills and access widths of the kernel for this GPU."""
-    major, minor = (9, 0) if dry else torch.cuda.get_device_capability()
-    arch = str(10 * major + minor)
-    return run(["-m", "lhkernels", "asm", "--arch", arch], interpret=False, log=out / "asm.txt")
+def execute(parts: list[runner.Part], out: Path, args: argparse.Namespace) -> int:
+    """The environment first, then the parts; the summary is brought up to date after each."""
+    about = environment.describe(args.dry_run)
+    build = not (args.no_build or args.dry_run)
+    about["C++ extension"] = environment.extension(runner.ROOT, build=build)
+    about["clocks after"] = None
+    runner.write_json(out / "environment.json", about)
 
+    def keep(record: dict[str, Any]) -> None:
+        about["clocks after"] = environment.nvidia_smi()
+        runner.write_json(out / "environment.json", about)
+        summary.write(out)
+        if args.archive:
+            runner.archive(out, args.archive)
 
-def step(out: Path, dry: bool) -> int:
-    """Step times beside torch's: ratios, GB/s against a measured copy, launches a step."""
-    args = ["-m", "lhkernels", "bench", "step", "--json"]
-    args += ["--models", "vgg13", "--seconds", "1"] if dry else ["--device", "cuda"]
-    status = run(args, interpret=False, log=out / "step.json")
-    if status == 0:
-        summarise(json.loads((out / "step.json").read_text()), out / "step.md")
-    return status
-
-
-def summarise(report: dict, path: Path) -> None:
-    """The results as a table in Markdown."""
-    environment = report["environment"]
-    shown = ("device", "torch", "torch's CUDA", "triton", "date")
-    lines = [
-        ", ".join(f"{key}: {environment[key]}" for key in shown),
-        "",
-        "| model | optimizer | ms | ratio | GB/s | /copy | launches |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in report["results"]:
-        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
-        lines.append(
-            f"| {r['model']} | {r['contender']} | {r['ms']:.3f} | {ratio} | {r['gb_per_s']:.0f} "
-            f"| {r['of_copy']:.2f} | {r['launches'] or ''} |"
+    try:
+        records = runner.run_all(
+            parts,
+            out,
+            limit=args.limit,
+            total=args.total,
+            after=keep,
+            dry_run=args.dry_run,
+            data_folder=args.data_folder,
         )
-    path.write_text("\n".join(lines) + "\n")
-    print(path.read_text())
+    except (KeyboardInterrupt, SystemExit):
+        summary.write(out)
+        print(f"interrupted; what there is: {out}", file=sys.stderr)
+        return 130
+    print((out / "summary.md").read_text())
+    bad = [r["part"] for r in records if r["status"] != "ok"]
+    print(f"results in {out}" + (f"; NOT OK: {', '.join(bad)}" if bad else ""))
+    return 1 if bad else 0
 
 
-PARTS = {"tests": tests, "asm": asm, "step": step}
+def choose_out(p: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
+    """The results' folder, made; an error if there is no GPU to name it after."""
+    import torch
 
+    from lhkernels.benchmarks.environment import machine
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--dry-run", action="store_true", help="go the same way on a CPU")
-    args = parser.parse_args()
-    unknown = set(args.parts) - set(PARTS)
-    if unknown:
-        parser.error(f"unknown part {unknown.pop()}; choose of {', '.join(PARTS)}")
-    if not args.dry_run and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --dry-run goes the same way on a CPU")
-    if args.dry_run:
+    if args.out is None and args.summary:
+        p.error("--summary needs --out, the folder of the results")
+    if not (args.dry_run or args.summary or torch.cuda.is_available()):
+        p.error("torch finds no CUDA device here; --dry-run goes the same way on a CPU")
+    if args.out is not None:
+        out = args.out.resolve()
+    elif args.dry_run:
         out = Path(tempfile.mkdtemp(prefix="lhkernels-gpu-"))
     else:
-        device = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-        out = ROOT / "bench" / "results" / device
-        out.mkdir(parents=True, exist_ok=True)
-    failed = [name for name in args.parts or PARTS if PARTS[name](out, args.dry_run) != 0]
-    print(f"results in {out}" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
+        out = runner.BENCH / "results" / machine(torch.device("cuda"))
+    out.mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:  # figures of a CPU must not be taken for a GPU's
+        for path in out.glob("*.json"):
+            if summary.load(path).get("dry_run"):
+                p.error(f"--out {out} holds a dry run's results; name another folder")
+    return out
+
+
+def print_list() -> None:
+    for part in registry.PARTS.values():
+        print(f"{part.name:18}{part.limit:5.0f} s  {part.title}")
+    for name, members in registry.GROUPS.items():
+        print(f"{name:18}         = {','.join(members)}")
+
+
+def _terminate(*_: Any) -> None:
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":

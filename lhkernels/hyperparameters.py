@@ -23,6 +23,11 @@ class Hyperparameters:
 
     Raises:
         ValueError: naming the option, its value and the range it must lie in.
+
+    Example:
+        >>> Hyperparameters(lr=-1.0)
+        Traceback (most recent call last):
+        ValueError: lr=-1.0 is not a finite number >= 0; pass a finite lr >= 0, such as lr=0.1
     """
 
     lr: float | Tensor = 1e-3

@@ -71,6 +71,22 @@ class ScaleAmendedSGD(Optimizer):
 
     State is torch's: ``momentum_buffer`` per parameter, so checkpoints load from and into
     torch.optim.SGD. ``p.grad`` is never written.
+
+    Example:
+        >>> import torch, lhkernels as lh
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(64, 32, bias=False), torch.nn.BatchNorm1d(32), torch.nn.ReLU(),
+        ...     torch.nn.Linear(32, 10, bias=False),
+        ... )
+        >>> opt = lh.ScaleAmendedSGD(model.named_parameters(), lr=0.01, momentum=0.9)
+        >>> images, labels = torch.randn(16, 64), torch.randint(10, (16,))
+        >>> torch.nn.functional.cross_entropy(model(images), labels).backward()
+        >>> opt.step()
+        >>> list(opt.block_scales())
+        ['0.weight', '1.weight', '1.bias', '3.weight']
+        >>> norm = model[0].weight.detach().norm()
+        >>> torch.allclose(opt.block_scales()["0.weight"], norm**2 / 10)
+        True
     """
 
     _step_supports_amp_scaling = True
@@ -162,6 +178,9 @@ class ScaleAmendedSGD(Optimizer):
         1 where the gradient is not amended. The host does not wait for the device. With
         scale_reference="initial", the constant is the one that the first step has found; before
         that, the one that it will find if every block then has a gradient.
+
+        Returns:
+            0-dim tensors on the parameters' devices, float32 or better.
         """
         scales: list[Tensor] = []
         amended = [group["amend"] for group in self.param_groups for _ in group["params"]]

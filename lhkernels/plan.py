@@ -33,6 +33,17 @@ class Block:
         units: output units ``n_b`` of the block.
         m: the backward factor at the block's output, times its output positions (which cancel
             against those in ``m_W``): ``n_L / n_b`` in a chain.
+
+    Raises:
+        ValueError: an unknown ``kind``, or ``m`` or ``units`` out of range.
+
+    Example:
+        >>> from lhkernels import Block
+        >>> block = Block("features.0.weight", (16, 3, 3, 3), units=16, m=10 / 16)
+        >>> block.coefficient  # s = 0.1 ||W||_F^2
+        0.1
+        >>> Block("features.0.bias", (16,), "vector", units=16, m=10 / 16).coefficient
+        1.6
     """
 
     parameter: str | int
@@ -77,6 +88,27 @@ class Plan:
 
     ``print(plan)`` is a table with a row per parameter. Build one with :meth:`chain`, or from
     :class:`Block` objects of your own.
+
+    Attributes:
+        blocks: a :class:`Block` per parameter.
+        title: the table's.
+
+    Raises:
+        TypeError: something among ``blocks`` is not a :class:`Block`.
+        ValueError: two blocks name one parameter.
+
+    Example:
+        >>> import torch, lhkernels as lh
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> print(lh.Plan.chain(model.named_parameters()))
+        chain, n_L = 2: 2 blocks, 4 parameters
+        ----------------------------------------------------
+           parameter  shape  kind    units  m    s
+        ----------------------------------------------------
+        0  0.weight   4x8    weight  4      0.5  0.5 ||W||^2
+        1  0.bias     4      vector  4      0.5  2
+        2  1.weight   2x4    weight  2      1    0.5 ||W||^2
+        3  1.bias     2      vector  2      1    1
     """
 
     blocks: tuple[Block, ...]

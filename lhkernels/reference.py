@@ -37,6 +37,14 @@ def amendments(
 
     Returns:
         ``s_1 .. s_B``, the factors on the gradients of ``W_1 .. W_B``.
+
+    Example:
+        >>> import torch
+        >>> from lhkernels.reference import amendments, sq_norm
+        >>> weights = [torch.randn(32, 64), torch.randn(32, 32), torch.randn(10, 32)]
+        >>> closed_form = [sq_norm(w) / 10 for w in weights]
+        >>> torch.allclose(torch.stack(amendments(weights)), torch.stack(closed_form))
+        True
     """
     positions = positions or [(1, 1)] * len(weights)
     scales: list[Tensor] = []
@@ -82,6 +90,16 @@ def update(
 
     Returns:
         The momentum buffer; None where momentum is 0 and there was none.
+
+    Example:
+        >>> import torch
+        >>> from lhkernels.hyperparameters import Hyperparameters
+        >>> from lhkernels.reference import sq_norm, update
+        >>> weight, grad = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])
+        >>> s = sq_norm(weight)  # 25: a last block of one unit
+        >>> update(weight, grad, None, s, Hyperparameters(lr=0.01))
+        >>> weight
+        tensor([[2.7500, 4.0000]])
     """
     lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
     d = -grad if h.maximize else grad

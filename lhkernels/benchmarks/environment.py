@@ -5,12 +5,19 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
 
 import lhkernels
-from lhkernels.cli.info import collect
+from lhkernels.environment import collect
+
+# Words of a processor's name that tell no machine from another.
+NOISE = re.compile(
+    r"\((r|tm|c)\)|@.*$|\b(intel|amd|processor|cpu|\d+-core|(with|w/) radeon.*)(?!\w)|\(.*?\)",
+    re.IGNORECASE,
+)
 
 
 def describe(device: torch.device) -> dict[str, object]:
@@ -27,6 +34,18 @@ def describe(device: torch.device) -> dict[str, object]:
     }
 
 
+def machine(device: torch.device) -> str:
+    """The folder under bench/results/ for ``device``: ``xeon-2-cores``, ``nvidia-h100-80gb-hbm3``."""
+    if device.type == "cuda":
+        return slug(torch.cuda.get_device_name(device))
+    return f"{slug(NOISE.sub(' ', cpu_model()))}-{os.cpu_count()}-cores"
+
+
+def slug(name: str) -> str:
+    """``name`` in lower case, everything but letters and digits turned into single hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's or the CPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
@@ -34,9 +53,14 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The processor's name, with its instruction set as torch uses it."""
+    return f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         name = next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    return name

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import lhkernels as lh
 from lhkernels.benchmarks.shapes import MODELS, Shape
+from lhkernels.benchmarks.traffic import bytes_per_element
 
 BASELINE = "torch fused"
 OURS = "lhkernels"
@@ -39,6 +40,7 @@ class Result:
     ``ms`` is the median of a step; ``ratio`` the median over rounds of its time to torch's fused
     SGD's, ``ratio_low`` and ``ratio_high`` the quartiles; ``gb_per_s`` counts the bytes that a step
     has to move (read W, g, buf, write W, buf); ``of_copy`` is that to the measured copy's rate.
+    ``bytes_per_element`` is what the step's operations do read and write for an element.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Result:
     gb_per_s: float
     of_copy: float
     launches: int | None
+    bytes_per_element: float | None = None
 
 
 def contenders(device: torch.device) -> dict[str, Factory]:
@@ -142,6 +145,7 @@ def compare(
                 gb_per_s=rate,
                 of_copy=rate / copy_rate,
                 launches=count_launches(optimizers[name]) if device.type == "cuda" else None,
+                bytes_per_element=bytes_per_element(optimizers[name]),
             )
         )
     del optimizers

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from lhkernels import __version__
-from lhkernels.cli import asm, bench, info, train
+from lhkernels.cli import asm, bench, info, spectrum, train
 from lhkernels.cli.errors import CommandError
 
-COMMANDS = (info, train, bench, asm)
+COMMANDS = (info, train, spectrum, bench, asm)
 
 
 def build_parser() -> argparse.ArgumentParser:

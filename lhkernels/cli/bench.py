@@ -1,93 +1,19 @@
-"""``python -m lhkernels bench step``: optimizer steps beside torch's and other peers'."""
+"""``python -m lhkernels bench KIND``: ours beside torch's and other peers'."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from typing import Any
 
-from lhkernels.benchmarks.shapes import MODELS
-from lhkernels.cli.errors import CommandError
-
-CPU_MODELS = ("vgg13", "resnet50", "vit-b16", "gpt2-small")
-LARGE_MODELS = ("transformer-1b", "transformer-7b")  # on a GPU, in bfloat16
+from lhkernels.cli import bench_hvp, bench_report, bench_scaling, bench_step
 
 
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="time optimizer steps against torch's and other peers'",
+        help="time steps and Hessian-vector products against torch's and other peers'",
         description="Benchmarks; each times its baseline in the same run, in alternation.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    step = kinds.add_parser(
-        "step",
-        help="opt.step() on the parameter shapes of real networks",
-        description="Time opt.step(), host included, on the parameter shapes of real networks. "
-        "'ratio' is the median over rounds of the time to torch.optim.SGD(fused=True); 'GB/s' "
-        "counts the floor of 5 accesses an element (20 bytes in float32); '/copy' is that to a "
-        "measured dst.copy_(src).",
-    )
-    names = ", ".join(MODELS)
-    step.add_argument("--models", metavar="A,B", help=f"of {names} (default: those that fit)")
-    step.add_argument("--contenders", metavar="A;B", help="names as in the table (default: all)")
-    step.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
-    step.add_argument("--seconds", type=float, default=10.0, help="a model's time (default: 10)")
-    step.add_argument("--json", action="store_true", help="print JSON on stdout")
-    step.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Time, and print a table or JSON."""
-    import torch
-
-    from lhkernels.benchmarks import environment, step
-
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device cuda, but torch finds no CUDA device; pass --device cpu")
-    if not args.seconds > 0:
-        raise CommandError(f"--seconds {args.seconds} is not > 0; pass such as --seconds 10")
-    default = CPU_MODELS + (LARGE_MODELS if device.type == "cuda" else ())
-    models = args.models.split(",") if args.models else list(default)
-    for model in models:
-        if model not in MODELS:
-            raise CommandError(f"--models {model} is unknown; choose of {', '.join(MODELS)}")
-    known = step.contenders(device)
-    names = args.contenders.split(";") if args.contenders else None
-    for name in names or ():
-        if name not in known:
-            raise CommandError(
-                f"--contenders {name!r} is unknown here; choose of {'; '.join(known)}"
-            )
-    results = []
-    for model in models:
-        dtype = torch.bfloat16 if model in LARGE_MODELS else torch.float32
-        for result in step.run([model], names, device=device, dtype=dtype, seconds=args.seconds):
-            results.append(result)
-            if not args.json:
-                print_row(result, first=result.contender == (names or list(known))[0])
-        sys.stdout.flush()
-    if args.json:
-        report = {"environment": environment.describe(device), "results": step.as_rows(results)}
-        print(json.dumps(report, indent=2))
-    return 0
-
-
-def print_row(result: Any, *, first: bool) -> None:
-    """A row of the table, under the model's heading if it is the first."""
-    if first:
-        size = f"{result.elements / 1e6:.1f} M in {result.tensors} tensors, {result.dtype}"
-        print(f"\n{result.model}: {size}, {result.rounds} rounds")
-        print(f"  {'':24}{'ms':>8}{'ratio':>7}  {'quartiles':12}{'GB/s':>8}{'/copy':>6}  launches")
-    ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
-    quartiles = "" if result.ratio is None else f"{result.ratio_low:.2f} - {result.ratio_high:.2f}"
-    launches = "-" if result.launches is None else str(result.launches)
-    print(
-        f"  {result.contender:24}{result.ms:8.2f}{ratio:>7}  {quartiles:12}"
-        f"{result.gb_per_s:8.1f}{result.of_copy:6.2f}  {launches:>8}"
-    )
+    for module in (bench_step, bench_hvp, bench_scaling, bench_report):
+        module.add_kind(kinds)

@@ -51,8 +51,10 @@ written to --out:
   checkpoints/   weights, optimizer and schedule after the last finished epoch
 
 The learning rate schedule watches the test error, so the test error of the best epoch is a little
-too good; compare final ones. Images smaller than a model's poolings need get a black border: 28x28
-becomes 32x32 for vgg11, 13 and 16. An epoch's last, incomplete batch is left out.
+too good; compare final ones, or give --validation: metrics.jsonl then has validation_loss and
+validation_error too, and the test images decide nothing. Images smaller than a model's poolings
+need get a black border: 28x28 becomes 32x32 for vgg11, 13 and 16. An epoch's last, incomplete batch
+is left out.
 
 exit status: 0 done, 1 every run diverged, 2 an option or a file is wrong or an optimizer can not
 start, 130 interrupted (nothing is lost but the running epoch; --resume --out DIR goes on).
@@ -88,7 +90,19 @@ def _add_data_options(group: Any) -> None:
     group.add_argument(
         "--width", type=float, metavar="X", help="multiplies channel numbers, up to 64"
     )
+    group.add_argument(
+        "--depth", type=int, metavar="N", help="N convolutions in place of each one (default: 1)"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="only the first N training images")
+    group.add_argument(
+        "--validation",
+        type=int,
+        metavar="N",
+        help="hold out the last N training images; the schedule then watches their error",
+    )
+    group.add_argument(
+        "--shrink", type=int, metavar="K", help="average KxK pixels of all images (default: 1)"
+    )
     group.add_argument("--flip", type=float, metavar="P", help="probability of a left-right flip")
     group.add_argument("--rotate", type=float, metavar="DEG", help="largest rotation in degrees")
     group.add_argument(

@@ -13,6 +13,7 @@ from lhkernels.hessian.find_form import find
 from lhkernels.hessian.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from lhkernels.hessian.closed_forms import ClosedForm
     from scipy.sparse.linalg import LinearOperator
 
 WRT = ("weight", "input")
@@ -43,7 +44,8 @@ class LocalHessian:
             concatenated in ``named_parameters()`` order, a tied one once.
             ``"input"``: the whole recorded input, batch included.
         kind: ``"gauss_newton"`` or ``"full"``.
-        output_grad: g, in the output's shape; for ``kind="full"``, and only there.
+        output_grad: g, in the output's shape, for ``kind="full"``; the Gauss-Newton part does not
+            depend on it.
         approximate: drop the terms in 1/m of linear or convolution + train-mode batch norm, the
             paper's (17)-(18); an error for any other block.
         form: ``"auto"`` counts operations; ``"gram"``, ``"factored"`` and ``"autograd"`` insist.
@@ -103,7 +105,7 @@ class LocalHessian:
 
     def _find_closed_form(
         self, approximate: bool, form: str, memory_limit: int | None
-    ) -> closed_forms.ClosedForm | None:
+    ) -> ClosedForm | None:
         if form == "autograd":
             return None
         tensors = (*self.snapshot.parameters.values(), *self.snapshot.inputs)
@@ -261,10 +263,6 @@ def _check_memory_limit(value: int | None) -> None:
 
 def _check_output_grad(snapshot: Snapshot, kind: str, output_grad: Tensor | None) -> Tensor | None:
     if kind != "full":
-        if output_grad is not None:
-            raise ValueError(
-                f"output_grad plays no part in kind={kind!r}: leave it out, or use kind='full'"
-            )
         return None
     if output_grad is None:
         raise ValueError(

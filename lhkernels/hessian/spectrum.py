@@ -299,6 +299,12 @@ def spectrum(
             Lanczos basis (default 1 GiB), see :func:`lhkernels.hessian.slq.quadrature`.
         progress: show a progress bar on stderr (with the package rich; else a warning).
 
+    Example:
+        >>> import torch, lhkernels as lh
+        >>> S = lh.spectrum(torch.diag(torch.tensor([0.0, 1.0, 1.0, 4.0])))
+        >>> S.largest, S.smallest_nonzero, S.condition_number, S.zero_fraction
+        (4.0, 1.0, 4.0, 0.25)
+
     Raises:
         TypeError, ValueError: a bad argument; an H that is not square, symmetric (up to ``sqrt(eps)
             * largest entry``), finite, float32 or float64.

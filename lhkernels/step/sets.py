@@ -85,6 +85,12 @@ class StepSets:
                 grad = param.grad
                 if grad is None:
                     continue
+                if hasattr(param, "to_local"):
+                    raise RuntimeError(
+                        f"parameter {block_of(param).parameter!r} is a DTensor (FSDP2), whose norm "
+                        "would have to be summed over ranks, which ScaleAmendedSGD does not do "
+                        "yet; use DistributedDataParallel"
+                    )
                 if grad.layout is not torch.strided:
                     raise RuntimeError(
                         f"the gradient of parameter {block_of(param).parameter!r} is sparse "

@@ -62,13 +62,15 @@ class TrainConfig:
 
     ``FROM_DATA`` is replaced by the data set's default (``DEFAULTS``). ``lr`` may be given as one
     number for all optimizers, or as a mapping that names some of them; it is stored as a mapping
-    that names all.
+    that names all. ``validation`` images, the last of the training set, are held out of training
+    and take the test images' place wherever training is steered by them.
     """
 
     data: str = "digits"
     data_dir: str | None = None
     model: str = FROM_DATA
     width: float = 1.0
+    depth: int = 1
     optimizers: tuple[str, ...] = ("sgd", "sa-sgd")
     lr: Mapping[str, float] = FROM_DATA
     scale_reference: str = "output"
@@ -83,6 +85,8 @@ class TrainConfig:
     flip: float = FROM_DATA
     rotate: float = FROM_DATA
     limit: int | None = None
+    validation: int = 0
+    shrink: int = 1
     device: str = "auto"
     amp: bool = False
 
@@ -112,6 +116,9 @@ class TrainConfig:
         _integer("patience", self.patience, 0)
         if self.limit is not None:
             _integer("limit", self.limit, 2)
+        _integer("validation", self.validation, 0)
+        _integer("shrink", self.shrink, 1, 8)  # the smallest images, digits, are 8x8
+        _integer("depth", self.depth, 1, 64)
         _number("width", self.width, above=0, most=64)
         # Far beyond these float32 has no squared norm for the weights but 0 or infinity.
         _number("init_scale", self.init_scale, least=1e-6, most=1e6)

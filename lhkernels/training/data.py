@@ -12,13 +12,17 @@ from torch.nn import functional as F
 
 from lhkernels.training.augment import augment
 from lhkernels.training.config import TrainConfig
+from lhkernels.training.errors import ConfigError
 from lhkernels.training.models import smallest_image
 from lhkernels.training.sources import load_raw
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images (N, C, H, W) uint8 and labels (N,) int64; mean and std (C,) of the training pixels."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64; mean and std (C,) of the training pixels.
+
+    The validation images and labels are None where none are held out.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -27,12 +31,23 @@ class ImageData:
     mean: Tensor
     std: Tensor
     classes: int
+    validation_images: Tensor | None = None
+    validation_labels: Tensor | None = None
 
     def to(self, device: torch.device) -> ImageData:
         moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if name != "classes"
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+    def part(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images and labels of "train", "validation" or "test"."""
+        images, labels = getattr(self, f"{name}_images"), getattr(self, f"{name}_labels")
+        if images is None:
+            raise ValueError(f"there are no {name} images; hold some out by validation=N")
+        return images, labels
 
     def normalise(self, images: Tensor) -> Tensor:
         """Float images of mean 0 and std 1 per channel, in the channels-last memory format.
@@ -46,22 +61,41 @@ class ImageData:
 def load(config: TrainConfig) -> ImageData:
     """The data set that ``config`` names, with its first ``limit`` training images.
 
-    Mean and std are taken from these. Images smaller than the model's poolings need get a black
-    border afterwards: 28x28 becomes 32x32 for VGG11/13/16.
+    The last ``validation`` training images are held out, whatever ``limit``. Mean and std are taken
+    from the images trained on, all of them first made smaller by ``shrink``. Images smaller than
+    the model's poolings need get a black border afterwards: 28x28 becomes 32x32 for VGG11/13/16.
     """
     raw = load_raw(config.data, config.data_dir)
-    images = raw.train_images[: config.limit]
-    mean, std = channel_statistics(images)
+    available = len(raw.train_labels) - config.validation
+    if available < 2:
+        remedy = f"of {len(raw.train_labels)} training images at least 2 must be left to train on"
+        raise ConfigError("validation", config.validation, remedy)
+    chosen = slice(None, available if config.limit is None else min(config.limit, available))
+    held_out = slice(available, None)
+    mean, std = channel_statistics(shrink(raw.train_images[chosen], config.shrink))
     side = smallest_image(config.model)
+
+    def prepared(images: Tensor) -> Tensor:
+        return zero_pad(shrink(images, config.shrink), side)
+
     return ImageData(
-        zero_pad(images, side),
-        raw.train_labels[: config.limit].long(),
-        zero_pad(raw.test_images, side),
+        prepared(raw.train_images[chosen]),
+        raw.train_labels[chosen].long(),
+        prepared(raw.test_images),
         raw.test_labels.long(),
         mean,
         std,
         raw.classes,
+        prepared(raw.train_images[held_out]) if config.validation else None,
+        raw.train_labels[held_out].long() if config.validation else None,
     )
+
+
+def shrink(images: Tensor, factor: int) -> Tensor:
+    """Means over factor x factor pixels of uint8 images, rounded; a remainder is cut off."""
+    if factor == 1:
+        return images
+    return F.avg_pool2d(images.float(), factor).round().byte()
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

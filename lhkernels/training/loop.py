@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lhkernels.training.config import TrainConfig
@@ -29,7 +30,8 @@ class Run:
 
     ``history`` has a record an epoch: seed, epoch (from 1), optimizer, train_loss (mean over the
     epoch's batches as they were trained on), test_loss, test_error (a fraction), lr (the epoch's),
-    seconds (training alone). A loss that is not finite is None, and ends the run as diverged.
+    seconds (training alone), and with held-out images validation_loss and validation_error. A loss
+    that is not finite is None, and ends the run as diverged.
     """
 
     def __init__(
@@ -49,8 +51,14 @@ class Run:
         self.diverged = False
         self.has_trained = False  # an epoch, since this object was made
 
-    def run_epoch(self, on_batch: BatchCallback = lambda step, loss: None) -> Record:
-        """Train an epoch, evaluate, let the schedule look at the test error; the new record."""
+    def run_epoch(
+        self, on_batch: BatchCallback = lambda step, loss: None, *, test: bool = True
+    ) -> Record:
+        """Train an epoch, evaluate, let the schedule look at the error; the new record.
+
+        The schedule's error is that of the held-out images where there are any, else the test
+        error. With held-out images ``test=False`` saves the test: its figures are then None.
+        """
         epoch = len(self.history) + 1
         lr = float(self.optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
@@ -61,10 +69,13 @@ class Run:
             "test_loss": None, "test_error": None, "lr": lr, "seconds": round(seconds, 4),
         }  # fmt: skip
         if math.isfinite(train_loss) and self._weights_are_finite():
-            test_loss, test_error = self.evaluate()
-            self.scheduler.step(test_error)
-            record["train_loss"], record["test_error"] = train_loss, test_error
-            record["test_loss"] = test_loss if math.isfinite(test_loss) else None
+            record["train_loss"] = train_loss
+            held_out = self.data.validation_labels is not None
+            if held_out:
+                note(record, "validation", self.validate())
+            if test or not held_out:
+                note(record, "test", self.evaluate())
+            self.scheduler.step(record["validation_error" if held_out else "test_error"])
         else:
             self.diverged = True
         self.history.append(record)
@@ -110,15 +121,22 @@ class Run:
             ) from error
         self.scaler.update()
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and share of wrong answers on the test images, with BN's running statistics."""
+        return self._evaluate(*self.data.part("test"))
+
+    def validate(self) -> tuple[float, float]:
+        """The same for the held-out images."""
+        return self._evaluate(*self.data.part("validation"))
+
+    @torch.no_grad()
+    def _evaluate(self, all_images: Tensor, all_labels: Tensor) -> tuple[float, float]:
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         pairs = zip(
-            self.data.test_images.split(EVALUATION_BATCH),
-            self.data.test_labels.split(EVALUATION_BATCH),
+            all_images.split(EVALUATION_BATCH),
+            all_labels.split(EVALUATION_BATCH),
             strict=True,
         )
         for images, labels in pairs:
@@ -126,7 +144,7 @@ class Run:
                 logits = self.model(self.data.normalise(images.float())).float()
                 loss += F.cross_entropy(logits, labels, reduction="sum")
             wrong += (logits.argmax(dim=1) != labels).sum()
-        count = len(self.data.test_labels)
+        count = len(all_labels)
         return float(loss) / count, int(wrong) / count
 
     def _autocast(self) -> torch.autocast:
@@ -154,9 +172,16 @@ class Run:
         self.history, self.diverged = list(state["history"]), bool(state["diverged"])
 
 
+def note(record: Record, part: str, figures: tuple[float, float]) -> None:
+    """Enter loss and error of the "test" or "validation" images; an infinite loss as None."""
+    loss, record[f"{part}_error"] = figures
+    record[f"{part}_loss"] = loss if math.isfinite(loss) else None
+
+
 def build_model(config: TrainConfig, data: ImageData, seed: int) -> VGG:
     """The network as every optimizer starts from it: drawn on the CPU from the seed alone."""
-    model = VGG(config.model, data.train_images.shape[1], data.classes, config.width)
+    channels = data.train_images.shape[1]
+    model = VGG(config.model, channels, data.classes, config.width, config.depth)
     initialise(model, random_stream(seed, epoch=0), config.init_scale)
     return model
 

@@ -25,9 +25,13 @@ class VGG(nn.Module):
     Images (N, channels, H, W) with H and W at least ``smallest_image(layout)`` go to logits
     (N, classes). What the last pooling leaves of the image is averaged, so that any larger size
     works too; on 32x32 images the five poolings of VGG11/13/16 leave one position, no average.
+    ``width`` multiplies the numbers of channels; each convolution of the layout stands ``depth``
+    times in a row.
     """
 
-    def __init__(self, layout: str, channels: int, classes: int, width: float = 1.0) -> None:
+    def __init__(
+        self, layout: str, channels: int, classes: int, width: float = 1.0, depth: int = 1
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         n_in = channels
@@ -36,12 +40,13 @@ class VGG(nn.Module):
                 layers.append(nn.MaxPool2d(2))
                 continue
             n_out = max(1, round(entry * width))
-            layers += [
-                nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(n_out, affine=False),
-                nn.ReLU(inplace=True),
-            ]
-            n_in = n_out
+            for _ in range(depth):
+                layers += [
+                    nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(n_out, affine=False),
+                    nn.ReLU(inplace=True),
+                ]
+                n_in = n_out
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(n_in, classes, bias=False)
 

@@ -94,6 +94,8 @@ def _diverged(key: tuple[int, str], history: list[Record], optimizer: str) -> bo
 
 def title(config: TrainConfig) -> str:
     parts = [config.data, config.model + (f" x {config.width:g}" if config.width != 1 else "")]
+    if config.depth != 1:
+        parts[-1] += f", depth x {config.depth}"
     if config.init_scale != 1:
         parts.append(f"initial weights x {config.init_scale:g}")
     if len(config.seeds) > 1:

@@ -100,11 +100,6 @@ BAD = {
     "memory 0": ({"memory_limit": 0}, ValueError, "memory_limit must be a positive .*, got 0"),
     "memory 1.5": ({"memory_limit": 1.5}, TypeError, "memory_limit must be .* or None, got 1.5"),
     "no output_grad": ({"kind": "full"}, ValueError, "kind='full' needs output_grad"),
-    "needless output_grad": (
-        {"output_grad": torch.ones(5, 3)},
-        ValueError,
-        "output_grad plays no part in kind='gauss_newton': leave it out, or use kind='full'",
-    ),
     "output_grad of numpy": (
         {"kind": "full", "output_grad": np.ones((5, 3))},
         TypeError,

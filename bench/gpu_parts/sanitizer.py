@@ -1,0 +1,90 @@
+"""compute-sanitizer: the command for each of its tools, and what is read from its output."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpu_parts.runner import Failed, Unavailable
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+OURS = re.compile(r"(step|refresh|sq_norm|flip|parity)\w*_kernel|^_?(step|refresh|sq_norm)_kernel")
+REFUSALS = {
+    "Device not supported": "compute-sanitizer does not support this device or runtime "
+    "(Device not supported)",
+    "Unable to find injection library": "compute-sanitizer's installation is incomplete",
+    "Error: Failed to initialize": "compute-sanitizer cannot start here",
+    "No attachable process found": "compute-sanitizer saw no CUDA process",
+}
+SUMMARY = {
+    "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+)"),
+}
+ERRORS = re.compile(r"ERROR SUMMARY: (\d+) errors?")
+FINDING = re.compile(
+    r"^========= (?P<kind>(?:Invalid|Misaligned|Uninitialized|Barrier error|"
+    r"(?:Error|Warning): (?:Race|Potential)|Address|Divergent)[^.\n]*)"
+)
+PLACE = re.compile(r"^=========\s+(?:at|by|in|Race reported between .* at)\s+(?:0x\w+ in )?(.+)")
+
+
+def command(program: str, tool: str, log: Path, target: Sequence[str]) -> list[str]:
+    """Errors of CUDA's API are left out: torch probes for features, and handles refusals."""
+    if tool not in TOOLS:
+        raise ValueError(f"tool={tool!r} is none of {', '.join(TOOLS)}")
+    extra = ["--report-api-errors", "no"] if tool == "memcheck" else []
+    return [
+        program, "--tool", tool, *extra, "--print-limit", "50",
+        "--target-processes", "application-only", "--log-file", str(log), *target,
+    ]  # fmt: skip
+
+
+def parse(tool: str, text: str) -> dict[str, Any]:
+    """Errors by kind and kernel, and how many of them are in this package's kernels.
+
+    Raises:
+        Unavailable: the tool refuses this device.
+        Failed: the output has no summary, so that it proves nothing.
+    """
+    for sign, message in REFUSALS.items():
+        if sign in text:
+            raise Unavailable(message)
+    found = SUMMARY[tool].search(text) if tool in SUMMARY else None
+    if found:
+        errors = int(found[2])
+    else:
+        counts = [int(n) for n in ERRORS.findall(text)]
+        if not counts:
+            last = [line for line in text.splitlines() if line.strip()][-1:]
+            raise Failed(f"{tool}'s output has no summary; it ends with {last}")
+        errors = max(counts)
+    kinds: Counter[str] = Counter()
+    kind: str | None = None
+    for line in text.splitlines():
+        head, place = FINDING.match(line), PLACE.match(line)
+        if head:
+            kind = re.sub(r"0x[0-9a-f]+", "...", head["kind"]).strip()
+            if " at " in kind:  # racecheck names the kernel in the same line
+                kind, where = kind.split(" at ", 1)
+                kinds[f"{kind} in {_kernel(where)}"] += 1
+                kind = None
+        elif kind and place:
+            kinds[f"{kind} in {_kernel(place[1])}"] += 1
+            kind = None
+    displayed = sum(kinds.values())
+    ours = sum(n for name, n in kinds.items() if OURS.search(name.split(" in ")[-1]))
+    return {
+        "tool": tool,
+        "errors": errors,
+        "in_ours": ours,
+        "unattributed": max(errors - displayed, 0) if not ours else 0,
+        "kinds": dict(kinds),
+    }
+
+
+def _kernel(place: str) -> str:
+    """``step_kernel+0x1230 in step.py:12`` -> ``step_kernel``; templates and arguments go too."""
+    name = re.split(r"\+0x|\(|<|\s+in\s", place.strip(), maxsplit=1)[0]
+    return name.split()[-1] if name.split() else place.strip()

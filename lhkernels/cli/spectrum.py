@@ -1,0 +1,412 @@
+"""``lhkernels spectrum``: the local Hessian's spectrum, block by block."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lhkernels.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lhkernels.cli.spectrum_blocks import Block
+    from lhkernels.hessian import LocalHessian, Spectrum
+
+DATA = ("synthetic", "digits", "fashion-mnist", "cifar10", "cifar100")
+DTYPES = ("float32", "float64")
+MOMENTS = 4
+LARGEST_IMAGE = 512  # pixels; a dense layer on such an image is large enough
+
+DESCRIPTION = """\
+The spectrum of the local Hessian, the curvature of a block's back-matching loss with respect to
+its weights or to its input: for one block (--block) with a histogram, else a row for each.
+"""
+
+EPILOG = """\
+models:
+  linear   one fully connected layer without bias; --width is outputs per input
+  mlp      (linear, BN, ReLU) three times, linear
+  resnet   conv, BN, ReLU, two residual blocks, linear
+  vgg-...  as in `lhkernels train`
+
+A convolution or linear layer and the batch norm right behind it are one block (--no-bn: the layer
+alone). Batch norms are in train mode. The Hessian is that of the loss summed over the batch; the
+gradient at the block's output that --kind full needs is that of the network's mean cross-entropy.
+
+columns:
+  dim       size of the Hessian            form      closed form, or autograd
+  smallest  smallest that is not zero      cond      largest / smallest (non-zero)
+  zero      share of zero eigenvalues      mean      trace / dim
+Unless the method is exact, smallest and cond are those of the Lanczos process, and what it has not
+resolved may lie beyond.
+
+examples:
+  lhkernels spectrum --model vgg-small --data digits
+  lhkernels spectrum --model mlp --block 1 --wrt input --init orthogonal
+  lhkernels spectrum --model linear --width 0.5 --init gaussian --wrt input --plot law.png
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "spectrum",
+        help="the local Hessian's spectrum of a network's blocks",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group("network and data")
+    group.add_argument("--model", default="vgg-small", metavar="NAME", help="(default: vgg-small)")
+    group.add_argument("--width", type=float, default=1.0, metavar="X", help="times its channels")
+    group.add_argument(
+        "--init", default="default", help="default, orthogonal, gaussian: entries N(0, 1/fan_out)"
+    )
+    group.add_argument(
+        "--init-scale", type=float, default=1.0, metavar="C", help="multiplies every weight matrix"
+    )
+    group.add_argument("--data", default="synthetic", metavar="NAME", help=", ".join(DATA))
+    group.add_argument("--data-dir", metavar="DIR", help="folder of the data set's files")
+    group.add_argument(
+        "--image", type=int, metavar="N", help="side of synthetic images (default: 16, or larger)"
+    )
+    group.add_argument("--batch", type=int, default=32, metavar="N", help="images (default: 32)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    group.add_argument("--dtype", default="float32", help="float32 (default), float64")
+    group.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    group = parser.add_argument_group("Hessian and spectrum")
+    group.add_argument("--list", action="store_true", help="list the blocks and stop")
+    group.add_argument("--block", metavar="NAME", help="a module's path, such as features.0")
+    group.add_argument("--no-bn", action="store_true", help="leave the batch norm out of a block")
+    group.add_argument("--wrt", default="weight", help="weight (default), input")
+    group.add_argument("--kind", default="gauss_newton", help="gauss_newton (default), full")
+    group.add_argument(
+        "--approximate", action="store_true", help="drop BN's terms in 1/m, the paper's (17)-(18)"
+    )
+    group.add_argument("--method", default="auto", help="auto (default), exact, slq, lanczos")
+    group.add_argument("--probes", type=int, metavar="N", help="random vectors of slq")
+    group.add_argument("--steps", type=int, metavar="N", help="Lanczos steps")
+    group.add_argument("--plot", metavar="FILE.png", help="draw the spectra")
+    group.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the spectra that ``args`` ask for."""
+    check(args)
+    model, images, labels = prepare(args)
+    blocks = chosen_blocks(args, model)
+    if args.list:
+        return list_blocks(args, model, blocks, images, labels)
+    if not args.json:
+        print("\n".join(heading(args, images)))
+    found = []
+    for block in blocks:
+        try:
+            found.append((block, *measure(args, model, block, images, labels)))
+        except (TypeError, ValueError, MemoryError) as error:
+            raise CommandError(f"block {block.name} ({block.what}): {error}") from error
+    if args.json:
+        rows = [as_json(block, H, S) for block, H, S in found]
+        print(json.dumps({"options": options(args), "blocks": rows}, indent=2, allow_nan=False))
+    elif args.block:
+        print(one_block(*found[0]))
+    else:
+        print(all_blocks(found))
+    if args.plot:
+        draw(found, args)
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Everything that can be told from the options alone."""
+    import torch
+
+    from lhkernels.cli.spectrum_blocks import INITS, MODELS
+    from lhkernels.hessian.operator import KINDS, WRT
+    from lhkernels.hessian.spectrum import METHODS
+
+    choices = {
+        "model": MODELS,
+        "init": INITS,
+        "data": DATA,
+        "dtype": DTYPES,
+        "device": ("cpu", "cuda"),
+        "wrt": WRT,
+        "kind": KINDS,
+        "method": METHODS,
+    }
+    for name, allowed in choices.items():
+        if getattr(args, name) not in allowed:
+            raise CommandError(
+                f"--{name} {getattr(args, name)} is unknown; choose of {', '.join(allowed)}"
+            )
+    for name in ("batch", "image", "probes", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise CommandError(f"--{name} {value} is not >= 1")
+    for name in ("width", "init_scale"):
+        value = getattr(args, name)
+        if not 0 < value < math.inf:
+            raise CommandError(f"--{name.replace('_', '-')} {value:g} is not a finite number > 0")
+    if args.image is not None and (args.data != "synthetic" or args.image > LARGEST_IMAGE):
+        raise CommandError(
+            f"--image {args.image}: for --data synthetic only, at most {LARGEST_IMAGE}"
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda, but torch finds no CUDA device; pass --device cpu")
+    if args.plot and (Path(args.plot).suffix != ".png" or not Path(args.plot).parent.is_dir()):
+        raise CommandError(
+            f"--plot {args.plot}: pass a name ending in .png in a folder that exists"
+        )
+
+
+def prepare(args: argparse.Namespace) -> tuple[Any, Tensor, Tensor]:
+    """The network in train mode, images and labels."""
+    import torch
+
+    from lhkernels.cli import spectrum_blocks as networks
+
+    torch.manual_seed(args.seed)
+    side = networks.smallest_side(args.model)
+    if args.data == "synthetic":
+        wanted = args.image or max(16, side)
+        if wanted < side:
+            raise CommandError(f"--image {wanted}: {args.model} needs at least {side}")
+        images = torch.randn(args.batch, 3, wanted, wanted)
+        labels, classes = torch.randint(10, (args.batch,)), 10
+    else:
+        images, labels, classes = real_images(args, side)
+    images = images.to(args.device, getattr(torch, args.dtype))
+    model = networks.build(args.model, images.shape[1], images.shape[2], classes, args.width)
+    networks.reinitialise(model, args.init, args.init_scale)
+    return model.to(images), images, labels.to(args.device)
+
+
+def real_images(args: argparse.Namespace, side: int) -> tuple[Tensor, Tensor, int]:
+    """A random batch of the training images, of mean 0 and standard deviation 1 per channel."""
+    import torch
+
+    from lhkernels.training.data import channel_statistics, zero_pad
+    from lhkernels.training.errors import TrainingError
+    from lhkernels.training.sources import load_raw
+
+    try:
+        raw = load_raw(args.data, args.data_dir)
+    except TrainingError as error:
+        raise CommandError(str(error)) from error
+    except ImportError as error:
+        raise CommandError(f"{error}; pip install lhkernels[demo]") from error
+    total = len(raw.train_images)
+    if args.batch > total:
+        raise CommandError(f"--batch {args.batch}: {args.data} has {total} training images")
+    mean, std = (part.view(-1, 1, 1) for part in channel_statistics(raw.train_images))
+    chosen = torch.randperm(total)[: args.batch]
+    images = (zero_pad(raw.train_images[chosen], side).float() - mean) / std
+    return images, raw.train_labels[chosen].long(), raw.classes
+
+
+def chosen_blocks(args: argparse.Namespace, model: Any) -> list[Block]:
+    """--block, or all of them."""
+    from lhkernels.cli.spectrum_blocks import block_of, named_blocks
+
+    blocks = named_blocks(model, with_batch_norm=not args.no_bn)
+    if not args.block:
+        return blocks
+    try:
+        return [block_of(model, args.block, with_batch_norm=not args.no_bn)]
+    except KeyError as error:
+        names = ", ".join(block.name for block in blocks)
+        raise CommandError(
+            f"--block {args.block} is not in {args.model}; it has {names}"
+        ) from error
+
+
+def measure(
+    args: argparse.Namespace, model: Any, block: Block, images: Tensor, labels: Tensor
+) -> tuple[LocalHessian, Spectrum]:
+    """The block's operator and its spectrum."""
+    from importlib.util import find_spec
+
+    from lhkernels.cli.spectrum_blocks import record
+    from lhkernels.hessian import LocalHessian, spectrum
+
+    seen = record(model, block, images, labels)
+    H = LocalHessian(
+        block.module,
+        seen.inputs,
+        args.wrt,
+        args.kind,
+        seen.output_grad if args.kind == "full" else None,
+        approximate=args.approximate,
+    )
+    progress = sys.stderr.isatty() and find_spec("rich") is not None
+    found = spectrum(
+        H, args.method, probes=args.probes, steps=args.steps, seed=args.seed, progress=progress
+    )
+    return H, found
+
+
+def list_blocks(
+    args: argparse.Namespace, model: Any, blocks: list[Block], images: Tensor, labels: Tensor
+) -> int:
+    """The blocks with the shapes that pass through them."""
+    from lhkernels.cli.spectrum_blocks import record
+    from lhkernels.cli.spectrum_text import table
+
+    rows = []
+    for block in blocks:
+        seen = record(model, block, images, labels)
+        weights = [p.numel() for p in block.module.parameters() if p.ndim >= 2]
+        rows.append((block.name, block.what, shape(seen.inputs), shape(seen.output), sum(weights)))
+    if args.json:
+        keys = ("block", "modules", "input", "output", "weights")
+        print(json.dumps([dict(zip(keys, row)) for row in rows], indent=2))
+        return 0
+    cells = [(name, *map(str, rest)) for name, *rest in rows]
+    print(table(("block", "modules", "input", "output", "weights"), cells, terminal_width()))
+    return 0
+
+
+def heading(args: argparse.Namespace, images: Tensor) -> list[str]:
+    from lhkernels.cli.spectrum_text import wrapped
+
+    what = "H_W, weights" if args.wrt == "weight" else "H_z, input"
+    kind = "full Hessian" if args.kind == "full" else "Gauss-Newton"
+    parts = [f"{args.model} on {args.data} {shape(images)}", f"{what}", kind, args.dtype]
+    parts += [f"init {args.init}"] if args.init != "default" else []
+    parts += [f"weights x {args.init_scale:g}"] if args.init_scale != 1 else []
+    return [*wrapped(", ".join(parts), terminal_width()), ""]
+
+
+def all_blocks(found: list[tuple[Block, LocalHessian, Spectrum]]) -> str:
+    """A row per block; the columns that matter most come first."""
+    from lhkernels.cli.spectrum_text import number, percent, table
+
+    header = ("block", "dim", "largest", "smallest", "cond", "zero", "mean", "method", "form")
+    rows = [
+        (
+            block.name,
+            str(S.dim),
+            number(S.largest),
+            number(S.smallest_nonzero),
+            number(S.condition_number, 3),
+            percent(S.zero_fraction),
+            number(trace(H, S) / S.dim),
+            S.method,
+            H.form,
+        )
+        for block, H, S in found
+    ]
+    return table(header, rows, terminal_width())
+
+
+def one_block(block: Block, H: LocalHessian, S: Spectrum) -> str:
+    """All about one spectrum, and its histogram."""
+    from lhkernels.cli.spectrum_text import histogram, number, pairs, percent
+
+    width = terminal_width()
+    sampled = f", {S.probes} probes x {S.steps} steps" if S.probes else ""
+    bounds = S.bounds
+    rows = [
+        ("block", f"{block.name} ({block.what})"),
+        ("dim", str(S.dim)),
+        ("form", H.form),
+        ("method", S.method + sampled),
+        ("largest", f"{number(S.largest, 6)} ± {number(bounds.largest, 2)}"),
+        (
+            "smallest",
+            f"{number(S.smallest_nonzero, 6)} ± {number(bounds.smallest_nonzero, 2)} (non-zero)",
+        ),
+        ("condition", number(S.condition_number, 6)),
+        ("zero", f"{percent(S.zero_fraction)} (up to {number(S.zero_tolerance, 3)} counts as 0)"),
+        ("trace", number(trace(H, S), 6)),
+        ("moments", "  ".join(number(moment["value"]) for moment in moments(S))),
+    ]
+    values, weights = S.eigenvalues.tolist(), S.weights.tolist()
+    bars = histogram(values, weights, width, "█" if unicode_output() else "#")
+    return "\n".join([pairs(rows, width), "", "eigenvalues", *bars])
+
+
+def moments(S: Spectrum) -> list[dict[str, float]]:
+    """trace(H^k) / dim for k = 1 to 4, as far as the Lanczos steps allow."""
+    highest = MOMENTS if not S.probes else min(MOMENTS, 2 * S.steps - 1)
+    found = [S.moment(k) for k in range(1, highest + 1)]
+    return [{"value": m.value, "standard_error": m.standard_error} for m in found]
+
+
+def trace(H: LocalHessian, S: Spectrum) -> float:
+    """Of the operator where it has it exactly, else from the spectrum."""
+    exact = H.closed_form.trace() if H.closed_form is not None else None
+    return float(exact) if exact is not None else S.moment(1).value * S.dim
+
+
+def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
+    """A row for programs; what does not exist is null."""
+    row = {
+        "block": block.name,
+        "modules": block.what,
+        "dim": S.dim,
+        "form": H.form,
+        "method": S.method,
+        "probes": S.probes,
+        "steps": S.steps,
+        "largest": S.largest,
+        "smallest": S.smallest,
+        "smallest_nonzero": S.smallest_nonzero,
+        "bounds": dict(S.bounds._asdict()),
+        "condition_number": S.condition_number,
+        "zero_fraction": S.zero_fraction,
+        "zero_tolerance": S.zero_tolerance,
+        "trace": trace(H, S),
+        "moments": moments(S),
+    }
+    return without_nan(row)
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    hidden = ("run", "command", "json", "list", "plot")
+    return {name: value for name, value in vars(args).items() if name not in hidden}
+
+
+def draw(found: list[tuple[Block, LocalHessian, Spectrum]], args: argparse.Namespace) -> None:
+    """A histogram per block, in a file."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CommandError(f"--plot needs matplotlib: {error}") from error
+    columns = min(3, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(5.5 * columns, 4 * rows), dpi=100, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for (block, _, S), axes in zip(found, panels):
+        S.plot(axes)
+        axes.set_title(f"{block.name}, {block.what}")
+    for axes in panels[len(found) :]:
+        axes.set_axis_off()
+    figure.savefig(args.plot)
+    print(f"\nwritten to {args.plot}", file=sys.stderr)
+
+
+def terminal_width() -> int:
+    return max(30, min(80, shutil.get_terminal_size().columns))
+
+
+def unicode_output() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
