@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kSymmetricBlock = 192;  // only blocks on and above the diagonal are computed
 constexpr int64_t kGramBytes = 4 << 20;      // of rows at a time, and of their products: cache
-constexpr int64_t kFactoredBytes = 48 << 20;  // more, since each time the patches are made again
+constexpr int64_t kFactoredBytes = 12 << 20;  // more, since each time the patches are made again
 constexpr int64_t kInputBytes = 8 << 20;
 
 using Optional = std::optional<at::Tensor>;

@@ -52,22 +52,34 @@ at::Tensor patch_view(const at::Tensor& padded, const Geometry& geometry) {
 // A row of U less its mean: the columns in the order of `sizes`, the last dimension fastest.
 template <typename T>
 T* copy_row(T* out, const T* source, at::IntArrayRef sizes, at::IntArrayRef steps, T mean) {
-  if (sizes.size() > 1) {
+  if (sizes.size() > 2) {
     for (int64_t i = 0; i < sizes[0]; ++i) {
       out = copy_row(out, source + i * steps[0], sizes.slice(1), steps.slice(1), mean);
     }
     return out;
   }
-  if (steps[0] == 1) {
-    for (int64_t i = 0; i < sizes[0]; ++i) {
-      out[i] = source[i] - mean;
-    }
-  } else {
-    for (int64_t i = 0; i < sizes[0]; ++i) {
-      out[i] = source[i * steps[0]] - mean;
+  const int64_t lines = sizes.size() == 2 ? sizes[0] : 1;
+  const int64_t line_step = sizes.size() == 2 ? steps[0] : 0;
+  const int64_t length = sizes.back();
+  const int64_t step = steps.back();
+  for (int64_t line = 0; line < lines; ++line, source += line_step, out += length) {
+    if (step == 1) {
+      int64_t i = 0;
+      for (; i + 4 <= length; i += 4) {  // lines are short: no more unrolling than this
+        for (int64_t j = i; j < i + 4; ++j) {
+          out[j] = source[j] - mean;
+        }
+      }
+      for (; i < length; ++i) {
+        out[i] = source[i] - mean;
+      }
+    } else {
+      for (int64_t i = 0; i < length; ++i) {
+        out[i] = source[i * step] - mean;
+      }
     }
   }
-  return out + sizes[0];
+  return out;
 }
 
 // The view, of which the dimensions from `first` on are a column's index, as contiguous (d', m').

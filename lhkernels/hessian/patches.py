@@ -27,7 +27,7 @@ from torch import Tensor
 # Of a chunk of U: larger ones leave the cache, smaller ones make the matrix products too thin.
 CHUNK_BYTES = 4 << 20
 # Of vectors at a time in the factored form, which makes the patches again for each chunk of them.
-FACTORED_BYTES = 48 << 20
+FACTORED_BYTES = 12 << 20
 # Only the blocks on and above the diagonal of a symmetric product are computed.
 SYMMETRIC_BLOCK = 192
 
