@@ -85,7 +85,8 @@ def parse(text: str) -> list[dict[str, Any]]:
             kernel[metric] = float(value.replace(",", "")) * UNITS[row["Metric Unit"]]
         except (ValueError, KeyError) as error:
             raise Failed(
-                f"ncu gave {value!r} {row.get('Metric Unit')!r} for {metric} of {row['Kernel Name']}"
+                f"ncu gave {value!r} {row.get('Metric Unit')!r} for {metric} of "
+                f"{row['Kernel Name']}"
             ) from error
     if not kernels:
         raise Failed(f"ncu's CSV has no kernel; it begins with {text[:120]!r}")

@@ -183,7 +183,7 @@ def study(name: str) -> Callable[[Context], None]:
             raise Unavailable("bench/study.py is not there")
         data, folder, note = data_set(context)
         args = ["--preset", "small" if context.dry_run else "full", "--data", data]
-        args += folder + ["--device", context.device, "--only", name]
+        args += [*folder, "--device", context.device, "--only", name]
         # A folder for each data set: a summary is of one.
         args += ["--out", str(context.out / "study" / data), "--jobs", str(OPTIONS["jobs"])]
         if context.dry_run:

@@ -1,4 +1,4 @@
-"""``summary.md`` from the JSON files of all parts in a folder, predictions beside what was found."""
+"""``summary.md`` from the JSON files of all parts, predictions beside what was found."""
 
 from __future__ import annotations
 
@@ -99,9 +99,18 @@ def step(data: dict[str, Any]) -> list[str]:
                 continue  # there for the ratio; the first table has them
             expected = predictions.STEP_MS.get(r["model"]) if ours else None
             rows.append(
-                [r["model"], r["contender"], r["dtype"], r["ms"], r["ratio"], r["gb_per_s"]]
-                + [r["of_copy"], r.get("launches"), shown(expected)]
-                + [verdict(r["ms"], expected) if expected else ""]
+                [
+                    r["model"],
+                    r["contender"],
+                    r["dtype"],
+                    r["ms"],
+                    r["ratio"],
+                    r["gb_per_s"],
+                    r["of_copy"],
+                    r.get("launches"),
+                    shown(expected),
+                    verdict(r["ms"], expected) if expected else "",
+                ]
             )
     lines = [
         "Medians, host included; ratio to torch's fused SGD, within a round. Predicted times are "
@@ -118,9 +127,18 @@ def launches(data: dict[str, Any]) -> list[str]:
         count = predictions.LAUNCHES.get((r["optimizer"], r["model"]))
         time = predictions.STEP_MS.get(r["model"]) if r["optimizer"] == "lhkernels" else None
         rows.append(
-            [r["model"], r["optimizer"], r["tensors"], r["kernels"], shown(count), r["copies"]]
-            + [r["copies_new_gradients"], r["device_ms"], shown(time)]
-            + [verdict(r["device_ms"], time) if time else ""]
+            [
+                r["model"],
+                r["optimizer"],
+                r["tensors"],
+                r["kernels"],
+                shown(count),
+                r["copies"],
+                r["copies_new_gradients"],
+                r["device_ms"],
+                shown(time),
+                verdict(r["device_ms"], time) if time else "",
+            ]
         )
     return table(heads, rows)
 
@@ -134,8 +152,17 @@ def dram(data: dict[str, Any]) -> list[str]:
             continue
         expected = predictions.BYTES[case]
         rows.append(
-            [case, f"{d['bytes']:.2f}", f"{d['bytes_read']:.2f}", f"{d['bytes_written']:.2f}"]
-            + [expected, verdict(d["bytes"], expected), d["kernels"], d["device_ms"], d["tb_per_s"]]
+            [
+                case,
+                f"{d['bytes']:.2f}",
+                f"{d['bytes_read']:.2f}",
+                f"{d['bytes_written']:.2f}",
+                expected,
+                verdict(d["bytes"], expected),
+                d["kernels"],
+                d["device_ms"],
+                d["tb_per_s"],
+            ]
         )
     return table(heads, rows) if rows else []
 
@@ -156,8 +183,15 @@ def share(data: dict[str, Any]) -> list[str]:
         expected = predictions.SHARE.get(r["optimizer"]) if "gpt2" in r["model"] else None
         percent = f"{100 * expected[0]:g} - {100 * expected[1]:g} %" if expected else ""
         rows.append(
-            [r["model"], r["optimizer"], r["fwd_bwd_ms"], r["step_ms"]]
-            + [f"{100 * r['share']:.1f} %", percent, r["iteration_ms"]]
+            [
+                r["model"],
+                r["optimizer"],
+                r["fwd_bwd_ms"],
+                r["step_ms"],
+                f"{100 * r['share']:.1f} %",
+                percent,
+                r["iteration_ms"],
+            ]
         )
     return table(heads, rows)
 

@@ -35,7 +35,7 @@ def describe(device: torch.device) -> dict[str, object]:
 
 
 def machine(device: torch.device) -> str:
-    """The folder under bench/results/ for ``device``: ``xeon-2-cores``, ``nvidia-h100-80gb-hbm3``."""
+    """``device``'s folder under bench/results/: ``xeon-2-cores``, ``nvidia-h100-80gb-hbm3``."""
     if device.type == "cuda":
         return slug(torch.cuda.get_device_name(device))
     return f"{slug(NOISE.sub(' ', cpu_model()))}-{os.cpu_count()}-cores"

@@ -8,6 +8,7 @@ against a float64 product.
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import sys
@@ -124,10 +125,8 @@ def compare(
                 forms[name] = None if is_peer(name) else form_of(problem, name)
                 del product
                 if peaks is None and device.type == "cuda":
-                    found[name] = memory.cuda_peak(
-                        lambda make=make: make(problem)(columns),
-                        device,  # type: ignore[misc]
-                    )
+                    run_once = functools.partial(_run_once, make, problem, columns)
+                    found[name] = memory.cuda_peak(run_once, device)
                 times[name] = []
             except torch.OutOfMemoryError:
                 gc.collect()
@@ -236,3 +235,7 @@ def _rounds(times: Mapping[str, Times]) -> int:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _run_once(make: Any, problem: Any, columns: Tensor) -> None:
+    make(problem)(columns)

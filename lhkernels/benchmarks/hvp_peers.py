@@ -100,13 +100,13 @@ def double_backward_batched(p: Problem) -> Product:
 
 def jvp_vjp_loop(p: Problem) -> Product:
     """Forward mode, then the kept backward graph, vector by vector."""
-    _, pull = vjp(p.f, p.point)
+    _, pull, *_ = vjp(p.f, p.point)
     return _loop(p, lambda v: pull(jvp(p.f, (p.point,), (v,))[1])[0])
 
 
 def linearize_vjp_loop(p: Problem) -> Product:
     """As :func:`jvp_vjp_loop`; the forward pass is traced once and not repeated for each vector."""
-    _, pull = vjp(p.f, p.point)
+    _, pull, *_ = vjp(p.f, p.point)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
         _, push = linearize(p.f, p.point)
@@ -125,7 +125,7 @@ def _loop(p: Problem, multiply: Callable[[Tensor], Tensor]) -> Product:
 
 def vmap_jvp_vjp(p: Problem) -> Product:
     """``vmap`` over the vectors of forward mode and the kept backward graph."""
-    _, pull = vjp(p.f, p.point)
+    _, pull, *_ = vjp(p.f, p.point)
     batched = vmap(lambda v: pull(jvp(p.f, (p.point,), (v,))[1])[0])
     return lambda columns: batched(p.as_vectors(columns)).detach().flatten(1).T
 

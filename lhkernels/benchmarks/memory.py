@@ -9,7 +9,9 @@ high-water mark is reset before and read after. Needs Linux's /proc; elsewhere t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -18,8 +20,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lhkernels.benchmarks import hvp_peers
 from lhkernels.benchmarks.hvp_cases import Case
@@ -77,10 +81,8 @@ def resident_rise(action: Callable[[], object]) -> int:
 
 
 def _trim() -> None:
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # another libc
-        pass
 
 
 def _status(field: str) -> int:
@@ -99,10 +101,14 @@ def _serve(request: dict) -> list[int]:
             columns = size.vectors(problem.point.numel(), torch.device("cpu"))
             with torch.no_grad():
                 problem.bare(problem.inputs)  # threads and the libraries' own buffers exist
-            peak = resident_rise(lambda p=problem, v=columns: make(p)(v))
+            peak = resident_rise(functools.partial(_multiply, make, problem, columns))
         peaks.append(peak)
     return peaks
 
 
 if __name__ == "__main__":
     print(json.dumps(_serve(json.loads(sys.argv[1]))))
+
+
+def _multiply(make: Any, problem: Any, columns: Tensor) -> None:
+    make(problem)(columns)

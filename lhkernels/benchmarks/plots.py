@@ -150,8 +150,8 @@ def _figure() -> tuple[Any, Any]:
     figure = Figure(figsize=(6.4, 5.4), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.tick_params(labelsize=11)
-    axes.xaxis.label.set_size(12)
-    axes.yaxis.label.set_size(12)
+    axes.xaxis.label.set_fontsize(12)
+    axes.yaxis.label.set_fontsize(12)
     return figure, axes
 
 

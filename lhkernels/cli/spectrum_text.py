@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -95,7 +96,7 @@ def histogram(
         shares = [0.0] * (len(edges) - 1)
         for value, weight in kept:
             shares[_bin(value, edges)] += weight
-        labels = [f"{number(a, 3)} to {number(b, 3)}" for a, b in zip(edges, edges[1:])]
+        labels = [f"{number(a, 3)} to {number(b, 3)}" for a, b in itertools.pairwise(edges)]
         if len(shares) == 1:
             labels = [number(edges[0])]
         rows += zip(labels, shares)

@@ -13,8 +13,9 @@ from lhkernels.hessian.find_form import find
 from lhkernels.hessian.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from lhkernels.hessian.closed_forms import ClosedForm
     from scipy.sparse.linalg import LinearOperator
+
+    from lhkernels.hessian.closed_forms import ClosedForm
 
 WRT = ("weight", "input")
 KINDS = ("gauss_newton", "full")

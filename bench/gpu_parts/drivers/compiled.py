@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_parts.drivers.common import Job, largest_difference, parameters
 
 import lhkernels as lh
+from gpu_parts.drivers.common import Job, largest_difference, parameters
 from lhkernels.benchmarks.shapes import MODELS
 
 OPTIONS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_parts.drivers.common import Job, largest_difference
 from torch import Tensor, nn
 
 import lhkernels as lh
+from gpu_parts.drivers.common import Job, largest_difference
 
 OPTIONS = {"momentum": 0.9, "weight_decay": 1e-4, "scale_reference": "initial", "fused": True}
 WARM_UP, REPLAYS = 3, 20

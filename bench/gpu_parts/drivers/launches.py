@@ -6,9 +6,9 @@ from collections import Counter
 from typing import Any
 
 import torch
-from gpu_parts.drivers.common import OPTIMIZERS, OPTIONS, OURS, Job, parameters
 
 import lhkernels as lh
+from gpu_parts.drivers.common import OPTIMIZERS, OPTIONS, OURS, Job, parameters
 from lhkernels.benchmarks.shapes import MODELS
 
 NAMES = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from gpu_parts.drivers.common import OPTIONS, Job, parameters
-from gpu_parts.predictions import BYTES
 
 import lhkernels as lh
+from gpu_parts.drivers.common import OPTIONS, Job, parameters
+from gpu_parts.predictions import BYTES
 
 
 def optimizer(case: str, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

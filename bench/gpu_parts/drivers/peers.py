@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_parts.drivers.common import FUSED, OPTIMIZERS, OPTIONS, OURS, Job, parameters
 from torch import nn
 
+from gpu_parts.drivers.common import FUSED, OPTIMIZERS, OPTIONS, OURS, Job, parameters
 from lhkernels.benchmarks.shapes import MODELS
 from lhkernels.benchmarks.step import measure_copy
 

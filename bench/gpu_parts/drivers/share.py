@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_parts.drivers.common import OPTIMIZERS, Job
 from torch import Tensor, nn
+
+from gpu_parts.drivers.common import OPTIMIZERS, Job
 
 
 class Block(nn.Module):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from gpu_parts.drivers.common import Job, largest_difference
 from torch import Tensor, nn
 
 import lhkernels as lh
+from gpu_parts.drivers.common import Job, largest_difference
 
 SHAPES = [(130, 257), (1, 16385), (64, 3, 3, 3), (7,), (), (1023, 1), (33, 1024)]
 STEPS = 3
