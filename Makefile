@@ -43,6 +43,17 @@ packages: $(STAMP) ## build wheel and sdist, install each in an environment of i
 	$(PIP) install --quiet -c constraints.txt build
 	$(BIN)/python tools/check_packages.py
 
+bench: $(VENV)/.peers ## steps, norms, Hessian products and spectra beside peers; writes bench/results/<machine>/
+	$(BIN)/python -m lhkernels bench step --seconds 5 --save
+	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
+	out=bench/results/$$($(BIN)/python -c "from lhkernels.benchmarks.environment import machine; print(machine())") \
+	  && $(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds --benchmark-json=$$out/suite.json
+	$(BIN)/python -m lhkernels bench report
+
+$(VENV)/.peers: $(STAMP)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[bench]"
+	@touch $@
+
 # A GPU machine may have no network: what it needs is there already, in .venv or in $(PYTHON).
 gpu: ## everything that needs a GPU: tests, step times; writes bench/results/<device>/
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) bench/gpu.py

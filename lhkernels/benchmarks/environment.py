@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 import re
@@ -12,6 +13,8 @@ import torch
 
 import lhkernels
 from lhkernels.environment import collect
+
+PEERS = ("torch-optimi", "pytorch_optimizer", "curvlinops-for-pytorch")
 
 # Words of a processor's name that tell no machine from another.
 NOISE = re.compile(
@@ -31,11 +34,21 @@ def describe(device: torch.device) -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         **found["versions"],
+        **{peer: version(peer) for peer in PEERS},
     }
 
 
-def machine(device: torch.device) -> str:
+def version(package: str) -> str:
+    """The installed version of a peer."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def machine(device: torch.device | None = None) -> str:
     """``device``'s folder under bench/results/: ``xeon-2-cores``, ``nvidia-h100-80gb-hbm3``."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         return slug(torch.cuda.get_device_name(device))
     return f"{slug(NOISE.sub(' ', cpu_model()))}-{os.cpu_count()}-cores"

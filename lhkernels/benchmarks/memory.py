@@ -106,9 +106,9 @@ def _serve(request: dict) -> list[int]:
     return peaks
 
 
-if __name__ == "__main__":
-    print(json.dumps(_serve(json.loads(sys.argv[1]))))
-
-
 def _multiply(make: Any, problem: Any, columns: Tensor) -> None:
     make(problem)(columns)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_serve(json.loads(sys.argv[1]))))
