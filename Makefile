@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # The extension is built into the checkout (editable install), so its sources decide about a rebuild.
 SETUP  := pyproject.toml setup.py constraints.txt tools/install_torch.py $(wildcard csrc/*)
 
-.PHONY: help install demo test lint docs packages gpu clean
+.PHONY: help install demo test lint docs packages bench gpu clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
