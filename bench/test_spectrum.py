@@ -20,9 +20,9 @@ CASES = {
 }
 
 
-def of_ours(method):
+def of_ours(method, **options):
     def find(problem):
-        S = spectrum(LocalHessian(problem.module, problem.inputs), method)
+        S = spectrum(LocalHessian(problem.module, problem.inputs), method, **options)
         return S.eigenvalues, S.weights
 
     return find
@@ -62,7 +62,7 @@ def double_backward_operator(problem):
 
 CONTENDERS = {
     "lhkernels, exact": of_ours("exact"),
-    "lhkernels, slq": of_ours("slq"),
+    "lhkernels, slq 8 x 60": of_ours("slq", probes=8, steps=60),
     "lhkernels, lanczos": of_ours("lanczos"),
     "eigvalsh(dense by vmap)": dense_eigvalsh,
     "eigvalsh(X^T X)": gram_eigvalsh,
