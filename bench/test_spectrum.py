@@ -1,7 +1,7 @@
 """The spectrum of a block's local Hessian under pytest-benchmark, from the block to eigenvalues.
 
 Each is held against the eigenvalues in float64: ``largest`` is the relative error of the largest
-eigenvalue, ``W1`` the mean distance of the quantiles (Wasserstein-1) relative to the largest; ARPACK
+eigenvalue, ``W1`` the mean distance of the quantiles (Wasserstein-1) relative to it; ARPACK
 (``scipy.sparse.linalg.eigsh``) finds the largest alone.
 """
 
