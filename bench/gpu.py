@@ -124,10 +124,11 @@ def choose_out(p: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
     else:
         out = runner.BENCH / "results" / machine(torch.device("cuda"))
     out.mkdir(parents=True, exist_ok=True)
-    if not args.dry_run:  # figures of a CPU must not be taken for a GPU's
-        for path in out.glob("*.json"):
-            if summary.load(path).get("dry_run"):
-                p.error(f"--out {out} holds a dry run's results; name another folder")
+    for path in () if args.summary else out.glob("*.json"):
+        dry = summary.load(path).get("dry_run")
+        if dry is not None and dry != args.dry_run:  # a CPU's figures must not pass for a GPU's
+            kind = "a dry run's" if dry else "a GPU's"
+            p.error(f"--out {out} holds {kind} results ({path.name}); name another folder")
     return out
 
 

@@ -55,7 +55,7 @@ def command(program: str, log: Path, target: Sequence[str]) -> list[str]:
     """
     return [
         program, "--csv", "--print-units", "base", "--metrics", f"{READ},{WRITTEN},{DURATION}",
-        "--profile-from-start", "off", "--target-processes", "application-only",
+        "--profile-from-start", "off", "--target-processes", "all",
         "--clock-control", "none", "--cache-control", "all", "--log-file", str(log), *target,
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 from gpu_parts.runner import Failed, Unavailable
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-OURS = re.compile(r"(step|refresh|sq_norm|flip|parity)\w*_kernel|^_?(step|refresh|sq_norm)_kernel")
+OURS = {"step_kernel", "refresh_kernel", "sq_norm_kernel"}
 REFUSALS = {
     "Device not supported": "compute-sanitizer does not support this device or runtime "
     "(Device not supported)",
@@ -27,7 +27,7 @@ FINDING = re.compile(
     r"^========= (?P<kind>(?:Invalid|Misaligned|Uninitialized|Barrier error|"
     r"(?:Error|Warning): (?:Race|Potential)|Address|Divergent)[^.\n]*)"
 )
-PLACE = re.compile(r"^=========\s+(?:at|by|in|Race reported between .* at)\s+(?:0x\w+ in )?(.+)")
+PLACE = re.compile(r"^=========\s+at\s+(.+)")
 
 
 def command(program: str, tool: str, log: Path, target: Sequence[str]) -> list[str]:
@@ -36,7 +36,7 @@ def command(program: str, tool: str, log: Path, target: Sequence[str]) -> list[s
         raise ValueError(f"tool={tool!r} is none of {', '.join(TOOLS)}")
     extra = ["--report-api-errors", "no"] if tool == "memcheck" else []
     return [
-        program, "--tool", tool, *extra, "--print-limit", "50",
+        program, "--tool", tool, *extra, "--print-limit", "10000",
         "--target-processes", "application-only", "--log-file", str(log), *target,
     ]  # fmt: skip
 
@@ -65,7 +65,7 @@ def parse(tool: str, text: str) -> dict[str, Any]:
     for line in text.splitlines():
         head, place = FINDING.match(line), PLACE.match(line)
         if head:
-            kind = re.sub(r"0x[0-9a-f]+", "...", head["kind"]).strip()
+            kind = head["kind"].strip()
             if " at " in kind:  # racecheck names the kernel in the same line
                 kind, where = kind.split(" at ", 1)
                 kinds[f"{kind} in {_kernel(where)}"] += 1
@@ -74,17 +74,22 @@ def parse(tool: str, text: str) -> dict[str, Any]:
             kinds[f"{kind} in {_kernel(place[1])}"] += 1
             kind = None
     displayed = sum(kinds.values())
-    ours = sum(n for name, n in kinds.items() if OURS.search(name.split(" in ")[-1]))
+    ours = sum(
+        count
+        for name, count in kinds.items()
+        if name.rsplit(" in ", 1)[-1] in OURS and not name.startswith("Warning")
+    )
     return {
         "tool": tool,
         "errors": errors,
         "in_ours": ours,
-        "unattributed": max(errors - displayed, 0) if not ours else 0,
+        "unattributed": max(errors - displayed, 0),
         "kinds": dict(kinds),
     }
 
 
 def _kernel(place: str) -> str:
     """``step_kernel+0x1230 in step.py:12`` -> ``step_kernel``; templates and arguments go too."""
-    name = re.split(r"\+0x|\(|<|\s+in\s", place.strip(), maxsplit=1)[0]
+    place = re.sub(r"^0x[0-9a-f]+ in ", "", place.strip())  # as older versions write it
+    name = re.split(r"\+0x|\(|<|\s+in\s", place, maxsplit=1)[0]
     return name.split()[-1] if name.split() else place.strip()

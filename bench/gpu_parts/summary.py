@@ -1,4 +1,4 @@
-"""``summary.md`` from the JSON files of all parts, predictions beside what was found."""
+"""``summary.md`` from the JSON files of all parts, predictions beside the figures."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ def device_of(args: argparse.Namespace) -> Any:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda, but torch finds no CUDA device; pass --device cpu")
     return device
+
+
+def warn_if_busy() -> None:
+    """Say on stderr that something else is running, which spoils every time."""
+    from lhkernels.benchmarks import environment
+
+    busy = environment.busy_cores()
+    if busy is not None and busy > 0.2:
+        print(f"warning: {busy:.1f} cores are busy with something else", file=sys.stderr)
 
 
 def chosen(option: str, text: str | None, known: Iterable[str], separator: str) -> list[str] | None:

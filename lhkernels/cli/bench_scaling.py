@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lhkernels.cli.bench_options import add_common, chosen, device_of, finish
+from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
 from lhkernels.cli.errors import CommandError
 
 KINDS = ("step-tensors", "step-elements", "hvp-columns", "hvp-batch")
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.max_elements >= 1000:
         raise CommandError(f"--max-elements {args.max_elements:g} is not >= 1000")
     parts = chosen("--parts", args.parts, KINDS, ",") or list(KINDS)
+    warn_if_busy()
     rows: list[dict[str, Any]] = []
     for part in parts:
         options = {"max_elements": args.max_elements} if part == "step-elements" else {}

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from lhkernels.benchmarks.shapes import MODELS
-from lhkernels.cli.bench_options import add_common, chosen, device_of, finish
+from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
 
 CPU_MODELS = ("vgg13", "resnet50", "vit-b16", "gpt2-small")
 LARGE_MODELS = ("transformer-1b", "transformer-7b")  # on a GPU, in bfloat16
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     models = chosen("--models", args.models, MODELS, ",") or list(default)
     known = step.contenders(device)
     names = chosen("--contenders", args.contenders, known, ";")
+    warn_if_busy()
     results = []
     for model in models:
         dtype = torch.bfloat16 if model in LARGE_MODELS else torch.float32

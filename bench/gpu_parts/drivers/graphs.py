@@ -7,6 +7,7 @@ and another learning rate, which lies on the device. The twin takes its steps ea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from gpu_parts.drivers.common import Job, largest_difference
 
 OPTIONS = {"momentum": 0.9, "weight_decay": 1e-4, "scale_reference": "initial", "fused": True}
 WARM_UP, REPLAYS = 3, 20
-TOLERANCE = 1e-5  # relative; the matrix products of a capture may be other ones than outside it
+TOLERANCE = 1e-4  # relative; the matrix products of a capture may be other ones than outside it
 
 
 def network(width: int) -> nn.Module:
@@ -61,14 +62,16 @@ def capture(job: Job, step: Callable[[], None]) -> Callable[[], None]:
 
 
 def main() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     job = Job(__doc__)
+    replays = 4 if job.dry else REPLAYS
     torch.use_deterministic_algorithms(True, warn_only=True)
     width, batch = (16, 4) if job.dry else (1024, 256)
-    x, y = torch.empty(batch, width, device=job.device), torch.empty(batch, device=job.device)
-    y = y.long()
+    x = torch.empty(batch, width, device=job.device)
+    y = torch.empty(batch, dtype=torch.int64, device=job.device)
     batches = [
         (torch.randn_like(x), torch.randint(10, (batch,), device=job.device))
-        for _ in range(REPLAYS)
+        for _ in range(replays)
     ]
     x.copy_(batches[0][0])
     y.copy_(batches[0][1])
@@ -76,13 +79,11 @@ def main() -> None:
     model, twin = (network(width).to(job.device) for _ in range(2))
     opt = lh.ScaleAmendedSGD(model.parameters(), lr=lr, capturable=True, **OPTIONS)
     eager = lh.ScaleAmendedSGD(twin.parameters(), lr=0.05, **OPTIONS)
-    replay, step = (
-        capture(job, training_step(model, opt, x, y)),
-        training_step(twin, eager, x, y),
-    )
+    replay = capture(job, training_step(model, opt, x, y))
+    step = training_step(twin, eager, x, y)
     for _ in range(WARM_UP):
         step()
-    result: dict[str, Any] = {"captured": job.device.type == "cuda", "replays": REPLAYS}
+    result: dict[str, Any] = {"captured": job.device.type == "cuda", "replays": replays}
     for i, (images, labels) in enumerate(batches):
         x.copy_(images)
         y.copy_(labels)

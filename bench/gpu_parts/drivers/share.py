@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpu_parts.drivers.common import OPTIMIZERS, Job
+from gpu_parts.drivers.common import OPTIMIZERS, OURS, Job
 
 
 class Block(nn.Module):
@@ -93,6 +93,9 @@ class Run:
         torch.manual_seed(0)
         self.model = make().to(device)
         self.opt = OPTIMIZERS[name](list(self.model.parameters()))
+        if name == OURS:  # torch's learning rate is of the right order then
+            for group in self.opt.param_groups:
+                group["scale_reference"] = "initial"
         self.phases: dict[str, list[float]] = {"fwd_bwd_ms": [], "step_ms": [], "iteration_ms": []}
 
     def backward(self, loss: Callable[[nn.Module], Tensor]) -> None:
@@ -128,6 +131,8 @@ def main() -> None:
         for name, run in runs.items():
             medians = {key: statistics.median(ts) for key, ts in run.phases.items()}
             share = medians["step_ms"] / (medians["fwd_bwd_ms"] + medians["step_ms"])
+            if not all(p.isfinite().all() for p in run.model.parameters()):
+                raise SystemExit(f"{title}, {name}: the weights are no longer finite")
             elements = sum(p.numel() for p in run.model.parameters())
             rows.append(
                 {"model": title, "elements": elements, "optimizer": name, **medians}
