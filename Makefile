@@ -43,11 +43,14 @@ packages: $(STAMP) ## build wheel and sdist, install each in an environment of i
 	$(PIP) install --quiet -c constraints.txt build
 	$(BIN)/python tools/check_packages.py
 
-bench: $(VENV)/.peers ## steps, norms, Hessian products and spectra beside peers; writes bench/results/<machine>/
+bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of cost beside peers (10 minutes)
 	$(BIN)/python -m lhkernels bench step --seconds 5 --save
 	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
-	out=bench/results/$$($(BIN)/python -c "from lhkernels.benchmarks.environment import machine; print(machine())") \
-	  && $(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds --benchmark-json=$$out/suite.json
+	$(BIN)/python -m lhkernels bench scaling --seconds 0.5 --save
+	machine=$$($(BIN)/python -c "from lhkernels.benchmarks.environment import machine; print(machine())") \
+	  && out=bench/results/$$machine \
+	  && $(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds --benchmark-json=$$out/suite.json \
+	  && $(BIN)/python -m lhkernels bench report --machine $$machine --plots $$out
 	$(BIN)/python -m lhkernels bench report
 
 $(VENV)/.peers: $(STAMP)

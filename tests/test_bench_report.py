@@ -64,7 +64,7 @@ def test_step_table(results):
     lines = report.render("step", results, None, results.parent).splitlines()
     assert cells(lines[0])[1:] == ["VGG13, 9.4 M", "1 B, bf16, 6.74 B".replace("1 B", "7 B")]
     assert cells(lines[2]) == ["`torch.optim.SGD(fused=True)`", "4.44 ms", "1234 ms"]
-    assert cells(lines[3]) == ["**lhkernels**", "**0.90**", ""]
+    assert cells(lines[3]) == ["**`ScaleAmendedSGD`**", "**0.90**", ""]
     assert "abacus, 3 threads, torch 9.9, 2030-01-02 ([raw](results/one/step.json))" in lines[-1]
     assert "`python -m lhkernels bench step`" in lines[-1]
 

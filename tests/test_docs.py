@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lhkernels.cli import build_parser
+from lhkernels.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -153,6 +153,11 @@ def test_commands_exist(page):
         target = re.match(r"make (\w+)\b", words)
         if target:
             assert f"\n{target[1]}:" in read("Makefile"), f"{page}: no target {target[1]}"
+
+
+def test_tables_are_those_of_the_kept_results(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["bench", "report", "--check"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lhkernels.benchmarks import hvp_peers, step
-from lhkernels.benchmarks.scaling import curves, fit
+from lhkernels.benchmarks.scaling import FITTED, curves, fit
 
 # Colour (light enough or dark enough to differ in grey), marker, dashes; ours is the thick one.
 OURS_STYLE = ("#c1440e", "s", "-")
@@ -39,8 +39,10 @@ def draw_scaling(points: Sequence[dict[str, Any]], kind: str, title: str, path: 
     found = curves(points, kind)
     for name, (color, marker, dashes) in styles(list(found)).items():
         xs, ys = found[name]
-        law = fit(xs, ys)
+        law = fit(xs, ys, FITTED[kind])
         text = name if law is None else f"{name}: slope {law.slope:.2f}"
+        if law is not None and kind == "step-tensors":
+            text += f", {1000 * (ys[-1] - ys[0]) / (xs[-1] - xs[0]):.2g} µs a tensor"
         width = 2.6 if name == step.OURS else 1.6
         axes.plot(xs, ys, color=color, marker=marker, linestyle=dashes, lw=width, label=text, ms=7)
         if law is not None:
@@ -49,7 +51,7 @@ def draw_scaling(points: Sequence[dict[str, Any]], kind: str, title: str, path: 
     again = curves(points, kind, "ms_product")
     if step.OURS in again:
         xs, ys = again[step.OURS]
-        law = fit(xs, ys)
+        law = fit(xs, ys, FITTED[kind])
         text = "lhkernels, product only" + ("" if law is None else f": slope {law.slope:.2f}")
         color = OURS_STYLE[0]
         axes.plot(xs, ys, color=color, marker="s", mfc="white", ls="--", lw=2, label=text, ms=7)
@@ -106,7 +108,7 @@ def draw_roofline(report: dict[str, Any], folder: Path) -> list[Path]:
     bottom, top = axes.get_ylim()
     bottom, top = bottom / 1.2, max(top, copy) * 1.3
     axes.text(low * 1.03, copy * 1.02, f"a copy: {copy:.3g} GB/s", fontsize=10, va="bottom")
-    for ns in (2.0**k / 1000 for k in range(-4, 18)):
+    for ns in (2.0**k for k in range(-12, 9)):
         start, end = max(low, bottom * ns), min(high, top * ns)
         if start < end:
             axes.plot([start, end], [start / ns, end / ns], color="0.75", lw=0.8, zorder=1)
@@ -114,7 +116,7 @@ def draw_roofline(report: dict[str, Any], folder: Path) -> list[Path]:
             axes.text(end, end / ns, text, color="0.4", fontsize=9, ha="right", va="top")
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
-    _plain_ticks(axes, [10, 20, 44, 68, 100], minor=False)
+    _plain_ticks(axes, [10, 20, 44, 68, 100])
     axes.set_xlabel("bytes read and written for an element of the parameters")
     axes.set_ylabel("achieved GB/s")
     axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
@@ -155,13 +157,14 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _plain_ticks(axes: Any, ticks: Sequence[float], *, minor: bool = True) -> None:
+def _plain_ticks(axes: Any, ticks: Sequence[float]) -> None:
     """Ticks of the x axis where the points are; all numbers plain."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
 
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())

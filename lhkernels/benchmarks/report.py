@@ -33,6 +33,13 @@ TITLES = {
     "transformer-1b": "1 B, bf16",
     "transformer-7b": "7 B, bf16",
 }
+CALLS = {
+    "lhkernels": "`ScaleAmendedSGD`",
+    "lhkernels, amend=False": "`ScaleAmendedSGD(amend=False)`",
+    "lhkernels reference": "`ScaleAmendedSGD(foreach=False)`, the reference",
+    "torch foreach": "`torch.optim.SGD(foreach=True)`",
+    "torch loop": "`torch.optim.SGD(foreach=False)`",
+}
 OURS = "lhkernels"
 Rows = list[dict[str, Any]]
 
@@ -57,7 +64,7 @@ def step_table(results: Rows) -> list[str]:
         if name != baseline:
             ratios = [cells.get((name, m), {}).get("ratio") for m in models]
             texts = ["" if r is None else f"{r:.2f}" for r in ratios]
-            lines.append(_line(_bold([name, *texts], name == OURS)))
+            lines.append(_line(_bold([CALLS.get(name, name), *texts], name == OURS)))
     return lines
 
 
@@ -173,7 +180,8 @@ NOTES = {
     "hvp": "fresh: a new operator and its first product, again: one more; speed-ups are medians "
     "over rounds in alternation, against the best peer of each kind",
     "hvp-all": "speed-ups are against the best peer, medians over rounds in alternation",
-    "slopes": "least squares over the last three points, log-log",
+    "slopes": "least squares, log-log, over the upper end: the last three points, of tensors the "
+    "last two",
     "norms": "each timed alone",
     "spectrum": "each timed alone",
 }

@@ -27,7 +27,8 @@ TENSORS_OF_ELEMENTS = 10
 BLOCK = Case("conv2d", 64, 64, 32, 16, 16)
 COLUMNS = (1, 2, 4, 8, 16, 32, 64)
 BATCHES = (8, 16, 32, 64, 128, 256)
-FITTED = 3  # points at the upper end
+# Points at the upper end that a slope is fitted to.
+FITTED = {"step-tensors": 2, "step-elements": 3, "hvp-columns": 3, "hvp-batch": 3}
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def available_bytes(device: torch.device) -> int:
     return 1024 * int(line.split()[1])
 
 
-def fit(xs: Sequence[float], ys: Sequence[float], points: int = FITTED) -> Fit | None:
+def fit(xs: Sequence[float], ys: Sequence[float], points: int = 3) -> Fit | None:
     """The power law of the last ``points`` points; None with fewer than two."""
     order = sorted(zip(xs, ys))[-points:]
     if len(order) < 2:
@@ -150,7 +151,7 @@ def slopes(points: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for kind in KINDS:
         for name, (xs, ys) in curves(points, kind).items():
-            law = fit(xs, ys)
+            law = fit(xs, ys, FITTED[kind])
             if law is not None:
                 found.setdefault(kind, {})[name] = law.slope
     return found

@@ -57,7 +57,7 @@ def print_case(rows: list[Any]) -> None:
     first = rows[0]
     print(f"\n{first.case}: {first.title}, dim {first.dim}, {first.rounds} rounds")
     print(
-        f"  {'':22}{'fresh':>8}{'':8}{'again':>8}{'':8}{'once':>7}{'peak MiB':>9}{'error':>8}",
+        f"  {'':24}{'fresh':>8}{'':8}{'again':>8}{'':8}{'once':>7}{'peak MiB':>9}{'error':>6}",
         flush=True,
     )
     for row in rows:
@@ -65,12 +65,12 @@ def print_case(rows: list[Any]) -> None:
         if row.form is not None:
             name += f" ({row.form})" if "," not in name else ""
         if row.ms is None:
-            print(f"  {name:22}{'out of memory':>16}")
+            print(f"  {name:24}{'out of memory':>16}")
             continue
         peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}"
         print(
-            f"  {name:22}{row.ms:8.2f}{times(row.speedup):8}{row.ms_product:8.2f}"
-            f"{times(row.speedup_product):8}{row.ms_once:7.1f}{peak:>9}{row.error:8.0e}",
+            f"  {name:24}{row.ms:8.2f}{times(row.speedup):8}{row.ms_product:8.2f}"
+            f"{times(row.speedup_product):8}{row.ms_once:7.1f}{peak:>9}{row.error:6.0e}",
             flush=True,
         )
 

@@ -20,8 +20,7 @@ def add_kind(kinds: Any) -> None:
         help="how cost grows with tensors, elements, vectors and the batch",
         description="Step time against the number of tensors (10 million elements in 1 to 10,000) "
         "and of elements (in 10 tensors); Hessian-vector products (conv2d 64->64 + BN at 16x16) "
-        "against the number of vectors and the batch. Slopes are of the last three points, "
-        "log-log.",
+        "against the number of vectors and the batch. Slopes are of the upper end, log-log.",
     )
     parser.add_argument("--parts", metavar="A,B", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument(

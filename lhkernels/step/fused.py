@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
 from lhkernels.step.base import StepSet
 from lhkernels.step.layout import in_layout_of
+
+Mark: TypeAlias = tuple[int, int, int]  # a weight's storage, address and version
 
 
 class FusedSet(StepSet):
@@ -65,23 +67,28 @@ class FusedSet(StepSet):
         return [_real(p) for p in self.params] if self.params[0].is_complex() else self.params
 
     def invalidate_norms(self) -> None:
-        self._marks: list[tuple[int, int, int]] = [(0, 0, -1)] * len(self._weights)
+        self._marks: list[Mark] = [(0, 0, -1)] * len(self._weights)
+        self._seen = self._marks
         self._storages: list[StorageWeakRef] = []
 
     def stale(self) -> list[int]:
         """The weights that somebody else wrote since the last step."""
         params = self.params
-        return [i for i, mark in zip(self._weights, self._marks) if mark != _mark(params[i])]
+        self._seen = [_mark(params[i]) for i in self._weights]
+        if self._seen == self._marks:
+            return []
+        return [i for i, a, b in zip(self._weights, self._marks, self._seen) if a != b]
 
     def mark(self) -> None:
-        """The norms are those of the weights as they are now."""
-        marks = [_mark(self.params[i]) for i in self._weights]
-        if [mark[0] for mark in marks] != [ref.cdata for ref in self._storages]:
+        """The norms are those of the weights as they are now, where :meth:`stale` has seen them."""
+        params = self.params
+        if self._seen != self._marks:
             # while it is referred to, weakly, no other storage can come to have its identity
-            self._storages = [
-                StorageWeakRef(self.params[i].untyped_storage()) for i in self._weights
-            ]
-        self._marks = marks
+            self._storages = [StorageWeakRef(params[i].untyped_storage()) for i in self._weights]
+        self._marks = [
+            (storage, address, params[i]._version)
+            for i, (storage, address, _) in zip(self._weights, self._seen)
+        ]
 
     @torch.no_grad()
     def step(
@@ -95,12 +102,15 @@ class FusedSet(StepSet):
         found_inf: Tensor | None = None,
         seed: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
-        kept = []
+        kept: list[Tensor] = []
         if h.momentum != 0:
             kept = [self._buffer(p, buffer) for p, buffer in zip(self.params, buffers, strict=True)]
+        real, reals = grads, kept
+        if self.params[0].is_complex():
+            real, reals = [_real(grad) for grad in grads], [_real(buffer) for buffer in kept]
         self.launch(
-            [in_layout_of(_real(grad), view) for grad, view in zip(grads, self.views, strict=True)],
-            [_real(buffer) for buffer in kept],
+            [in_layout_of(grad, view) for grad, view in zip(real, self.views, strict=True)],
+            reals,
             self.stale(),
             h,
             scales,
@@ -116,10 +126,12 @@ class FusedSet(StepSet):
         dtype = self.momentum_dtype or param.dtype
         if buffer is None:
             return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        return in_layout_of(buffer.to(dtype), param)  # a kernel takes one dtype for all of them
+        if buffer.dtype is not dtype:
+            buffer = buffer.to(dtype)  # a kernel takes one dtype for all of them
+        return in_layout_of(buffer, param)
 
 
-def _mark(tensor: Tensor) -> tuple[int, int, int]:
+def _mark(tensor: Tensor) -> Mark:
     return tensor.untyped_storage()._cdata, tensor.data_ptr(), tensor._version
 
 

@@ -85,12 +85,6 @@ class StepSets:
                 grad = param.grad
                 if grad is None:
                     continue
-                if hasattr(param, "to_local"):
-                    raise RuntimeError(
-                        f"parameter {block_of(param).parameter!r} is a DTensor (FSDP2), whose norm "
-                        "would have to be summed over ranks, which ScaleAmendedSGD does not do "
-                        "yet; use DistributedDataParallel"
-                    )
                 if grad.layout is not torch.strided:
                     raise RuntimeError(
                         f"the gradient of parameter {block_of(param).parameter!r} is sparse "
@@ -100,7 +94,9 @@ class StepSets:
                 # The first buffer is not damped: parameters that have none are another set.
                 first = h.dampening != 0 and state.get(param, {}).get("momentum_buffer") is None
                 part = (index, param.device, param.dtype, grad.dtype, is_dense(param), first)
-                params, grads = parts.setdefault(part, ([], []))
+                if part not in parts:
+                    parts[part] = ([], [])
+                params, grads = parts[part]
                 params.append(param)
                 grads.append(grad)
             for part, (params, grads) in parts.items():
@@ -126,6 +122,13 @@ class StepSets:
             old = kept[1].params
             if len(old) == len(params) and all(map(operator.is_, old, params)):
                 return kept
+        for param in params:
+            if hasattr(param, "to_local"):
+                raise RuntimeError(
+                    f"parameter {block_of(param).parameter!r} is a DTensor (FSDP2), whose norm "
+                    "would have to be summed over ranks, which ScaleAmendedSGD does not do "
+                    "yet; use DistributedDataParallel"
+                )
         _, device, dtype, _, dense, _ = part
         new = choose(group, device, dtype, dense)(
             params,

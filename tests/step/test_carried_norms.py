@@ -99,3 +99,25 @@ def test_steps_bump_versions(backend, monkeypatch):
     opt.step()
     assert p._version > before[0]
     assert opt.state[p]["momentum_buffer"]._version > before[1]
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_a_step_that_fails_makes_no_norm_valid(backend, monkeypatch):
+    start = 0.2 * torch.randn(20, 30)
+    flags = use(backend, monkeypatch)
+    found = []
+    for fails in (False, True):
+        p = nn.Parameter(start.clone())
+        p.grad = torch.ones_like(p)
+        opt = lh.ScaleAmendedSGD([p], **OPTIONS, **flags)
+        opt.step()
+        multiply(p)
+        if fails:
+            (params,) = (kept for _, kept in opt._sets._sets.values())
+            with monkeypatch.context() as patch:
+                patch.setattr(params, "launch", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    opt.step()
+        opt.step()
+        found.append(p.detach())
+    assert torch.equal(*found)
