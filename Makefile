@@ -43,7 +43,7 @@ packages: $(STAMP) ## build wheel and sdist, install each in an environment of i
 	$(PIP) install --quiet -c constraints.txt build
 	$(BIN)/python tools/check_packages.py
 
-bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of cost beside peers (10 minutes)
+bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of cost beside peers (15 minutes)
 	$(BIN)/python -m lhkernels bench step --seconds 5 --save
 	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
 	$(BIN)/python -m lhkernels bench scaling --seconds 0.5 --save

@@ -153,6 +153,7 @@ def suite_table(group: str) -> Callable[[Rows], list[str]]:
 
     def table(results: Rows) -> list[str]:
         rows = [row for row in results if row["group"].partition(" ")[0] == group]
+        rows.sort(key=lambda row: row["group"])
         extra = sorted({key for row in rows for key in row["extra_info"]} - {"case", "contender"})
         lines = _header([group, "", "median, ms", *extra])
         for row in rows:

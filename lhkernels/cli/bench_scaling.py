@@ -10,7 +10,7 @@ from typing import Any
 from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
 from lhkernels.cli.errors import CommandError
 
-KINDS = ("step-tensors", "step-elements", "hvp-columns", "hvp-batch")
+KINDS = ("hvp-columns", "hvp-batch", "step-tensors", "step-elements")  # the largest last
 
 
 def add_kind(kinds: Any) -> None:
