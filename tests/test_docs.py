@@ -13,9 +13,12 @@ just above a block, which GitHub does not show, may hold
 from __future__ import annotations
 
 import doctest
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +130,17 @@ def test_an_example_runs(script, monkeypatch, capsys):
             raise
         pytest.skip(f"{script} needs {error.name}")
     assert capsys.readouterr().out, "an example shows something"
+
+
+def test_distributed_example_on_two_ranks():
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, str(ROOT / "examples" / "distributed.py")],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 rank(s) alike" in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES)
