@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,14 +30,21 @@ from lhkernels.training.experiments import PARTS, PRESETS, Cells, Experiments  #
 from lhkernels.training.loop import pick_device  # noqa: E402
 from lhkernels.training.report import environment  # noqa: E402
 from lhkernels.training.study import check_packages  # noqa: E402
-from lhkernels.training.sweep import Result, ResultFile, relative_cost, run_all  # noqa: E402
+from lhkernels.training.sweep import (  # noqa: E402
+    Result,
+    ResultFile,
+    load_once,
+    relative_cost,
+    run_all,
+)
 from lhkernels.training.sweep_summary import choose_lr, missing_runs, summarise  # noqa: E402
 from lhkernels.training.sweep_tables import to_markdown  # noqa: E402
 
 EPILOG = """\
 presets:
-  small  a VGG of 5 convolutions, 6000 images of 14x14 (28x28 halved), 8 epochs: an hour of one core
-  full   VGG13, 20000 images of 32x32, 8 to 20 epochs: sized for one H100, minutes a part
+  small  a VGG of 5 convolutions, 6000 images of 14x14 (28x28 halved), 8 or 16 epochs: half an hour
+         of one core
+  full   VGG13, 20000 images of 32x32, 8 or 20 epochs: sized for one H100, minutes a part
 
 exit status: 0 done, 1 runs are still missing (--minutes, --plots-only), 2 an option or a file is
 wrong, 130 interrupted (finished runs are saved; the same command goes on)
@@ -48,24 +57,37 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--preset", choices=PRESETS, default="small")
     p.add_argument("--data", choices=DATA, default="fashion-mnist")
-    p.add_argument("--data-folder", metavar="DIR", help="folder of the data set's files")
+    p.add_argument(
+        "--data-folder", "--data-dir", metavar="DIR", help="folder of the data set's files"
+    )
     p.add_argument("--device", choices=DEVICES, default="auto")
     p.add_argument("--out", metavar="DIR", type=Path, help="(default: runs/study-PRESET-DATA)")
     p.add_argument("--images", metavar="DIR", type=Path, help="folder of the plots (default: out)")
     p.add_argument("--only", metavar="A,B", help=f"parts: {','.join(PARTS)} (default: all)")
     p.add_argument("--plots-only", action="store_true", help="train nothing; summary and plots")
-    p.add_argument("--jobs", type=positive, metavar="N", help="runs at a time (default: 1)")
-    p.add_argument("--minutes", type=float, metavar="M", help="start no run after M minutes")
+    p.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)"
+    )
+    p.add_argument("--minutes", type=duration, metavar="M", help="start no run after M minutes")
     for name in ("epochs", "limit"):
         p.add_argument(f"--{name}", type=positive, metavar="N", help="in place of the preset's")
     return p
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, at least 1")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of minutes above 0")
+    return minutes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return Study(args).execute()
-    except TrainingError as error:
+    except (TrainingError, OSError) as error:
         print(f"study: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -88,26 +110,32 @@ class Study:
         self.args = args
         self.parts = parse_parts(args.only)
         self.experiments = make_experiments(args)
-        check_packages(next(iter(self.experiments.tuning().values()))[0])
+        self.a_run = next(iter(self.experiments.tuning().values()))[0]
+        check_packages(self.a_run)
         self.out: Path = args.out or Path(f"runs/study-{args.preset}-{args.data}")
         self.images: Path = args.images or self.out
-        for folder in (self.out, self.images):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise TrainingError(f"{folder}: can not be made ({error.strerror})") from error
         self.file = ResultFile(self.out / "runs.jsonl")
         self.until = args.minutes and time.monotonic() + 60 * args.minutes
 
     def execute(self) -> int:
         if not self.args.plots_only:
             self.train()
+        elif not self.file.results:
+            raise TrainingError(
+                f"--out {self.out}: holds no runs to draw; name the folder that does, or leave out "
+                "--plots-only to train them"
+            )
         return self.conclude()
 
     def train(self) -> None:
         """The runs that are missing: those that choose the learning rates before all others."""
+        if all(self.lacking(part) == [] for part in self.parts):
+            return
+        # What is wrong with them is told before anything is written.
         device = pick_device(self.args.device)
-        check_environment(self.out / "environment.json", environment(device), self.args.jobs or 1)
+        load_once(self.a_run, torch.device("cpu") if self.args.jobs > 1 else device)
+        make_folder("--out", self.out)
+        check_environment(self.out / "environment.json", environment(device), self.args.jobs)
         if "figure1" in self.parts:
             self.run(self.experiments.tuning(), "tuning", device)
         for part in self.parts:
@@ -124,36 +152,44 @@ class Study:
             return None
         return self.experiments.figure1(choose_lr(tuning, self.file))
 
-    def run(self, cells: Cells, part: str, device: Any) -> None:
-        configs = [config for cell in cells.values() for config in cell]
-        progress = Progress(part, [config for config in configs if config not in self.file])
-        jobs = self.args.jobs or 1
-        run_all(configs, self.file, device, jobs=jobs, until=self.until, report=progress)
+    def lacking(self, part: str) -> list[TrainConfig] | None:
+        """The runs that a part still needs; None for figure 1 before its learning rates."""
+        cells = self.cells(part)
+        return None if cells is None else missing_runs(cells, self.file)
+
+    def run(self, cells: Cells, part: str, device: torch.device) -> None:
+        due = missing_runs(cells, self.file)
+        progress = Progress(part, due)
+        run_all(due, self.file, device, jobs=self.args.jobs, until=self.until, report=progress)
 
     def conclude(self) -> int:
         """Summary and plots of the complete parts; 1 if another one was asked for."""
+        complete = {}
+        for part in PARTS:
+            cells = self.cells(part)
+            if cells is not None and not missing_runs(cells, self.file):
+                complete[part] = cells
+        for part in self.parts:
+            if part not in complete:
+                due = self.lacking(part)
+                what = "the runs that choose its learning rates"
+                what = what if due is None else f"{len(due)} runs"
+                print(f"{part}: lacks {what}; not summarised", file=sys.stderr)
+        if complete:  # else there may be a summary of other runs, which is not to be lost
+            self.write(complete)
+        return 0 if all(part in complete for part in self.parts) else 1
+
+    def write(self, complete: dict[str, Cells]) -> None:
         from lhkernels.training.sweep_plots import draw
 
-        parts = {part: self.cells(part) for part in PARTS}
-        lacking = {
-            part: missing_runs(cells, self.file) if cells else None for part, cells in parts.items()
-        }
-        complete = {part: cells for part, cells in parts.items() if cells and lacking[part] == 0}
+        make_folder("--images", self.images)
         summary = summarise(self.experiments, complete, self.file)
         summary["environment"] = read_environment(self.out / "environment.json")
         (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         (self.out / "summary.md").write_text(to_markdown(summary))
-        for part in complete:
-            draw(part, summary, self.file, complete[part], self.images / f"study-{part}.png")
-        for part in self.parts:
-            if part not in complete:
-                count = lacking[part]
-                what = (
-                    "the runs that choose its learning rates" if count is None else f"{count} runs"
-                )
-                print(f"{part}: lacks {what}; not summarised", file=sys.stderr)
-        print(f"{', '.join(complete) or 'nothing'}: {self.out / 'summary.md'}", file=sys.stderr)
-        return 0 if all(part in complete for part in self.parts) else 1
+        for part, cells in complete.items():
+            draw(part, summary, self.file, cells, self.images / f"study-{part}.png")
+        print(f"{', '.join(complete)}: {self.out / 'summary.md'}", file=sys.stderr)
 
 
 class Progress:
@@ -211,6 +247,15 @@ def make_experiments(args: argparse.Namespace) -> Experiments:
     return Experiments(preset, options)
 
 
+def make_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"{option} {folder}: can not be made ({error.strerror}); name another folder"
+        ) from error
+
+
 def check_environment(path: Path, here: dict[str, Any], jobs: int) -> None:
     """Note where the runs are made; refuse to mix those of two machines in one folder."""
     here = {name: value for name, value in here.items() if name != "platform"}
@@ -227,12 +272,16 @@ def check_environment(path: Path, here: dict[str, Any], jobs: int) -> None:
 
 
 def read_environment(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        raise ValueError("no object")
     except ValueError as error:
         raise TrainingError(f"{path}: is damaged ({error}); delete it") from error
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())

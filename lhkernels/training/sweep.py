@@ -11,9 +11,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -83,15 +85,30 @@ class ResultFile:
     def __getitem__(self, config: TrainConfig) -> Result:
         return self.results[run_key(config)]
 
+    def missing(self, configs: Iterable[TrainConfig]) -> list[TrainConfig]:
+        """Those of ``configs`` that the file lacks, each once."""
+        keyed = {run_key(config): config for config in configs}
+        return [config for key, config in keyed.items() if key not in self.results]
+
     def add(self, result: Result) -> None:
-        """Append a line, which is on the disk when this returns."""
-        with self.path.open("a+b") as file:
-            file.seek(0)
-            complete = file.read().rfind(b"\n") + 1
-            file.truncate(complete)
-            file.write(strict_json(result).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a line, which is on the disk when this returns.
+
+        Raises:
+            TrainingError: the file can not be written.
+        """
+        try:
+            with self.path.open("a+b") as file:
+                file.seek(0)
+                complete = file.read().rfind(b"\n") + 1
+                file.truncate(complete)
+                file.write(strict_json(result).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: can not be written ({error.strerror}); the runs it has are whole: "
+                "make room or take another folder, and give the same command"
+            ) from error
         self.results[result["key"]] = result
 
 
@@ -152,14 +169,18 @@ def run_all(
         threads: torch's threads in each job.
         until: no run starts after this reading of ``time.monotonic()``.
         report: is told of each run once its line is written.
+
+    Raises:
+        TrainingError: the data can not be loaded, a file not written, a job was killed. Whatever
+            is raised, the runs finished before are in ``file``.
     """
-    due = {run_key(config): config for config in configs if config not in file}
+    due = file.missing(configs)
     trained = _serially if jobs == 1 else _in_processes
-    with closing(trained(list(due.values()), device, jobs, threads, until)) as results:
+    with closing(trained(due, device, jobs, threads, until)) as results:
         for config, result in results:
             file.add(result)
             report(config, result)
-    return sum(key not in file.results for key in due)
+    return len(file.missing(due))
 
 
 Results = Generator[tuple[TrainConfig, Result], None, None]
@@ -189,23 +210,50 @@ def _in_processes(
     # A forked process can not use CUDA.
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
-        jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)
+        jobs, mp_context=spawn, initializer=_start_worker, initargs=(threads,)
     )
     running: dict[Future[Result], TrainConfig] = {}
     waiting = iter(due)
+    failure: BaseException | None = None
     try:
         while True:
-            while len(running) < jobs and not _late(until):
+            while len(running) < jobs and failure is None and not _late(until):
                 config = next(waiting, None)
                 if config is None:
                     break
                 running[pool.submit(train_one, config, device)] = config
             if not running:
-                return
+                break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                config = running.pop(future)
+                if future.exception() is None:
+                    yield config, future.result()
+                else:  # what runs beside it is waited for and kept
+                    failure = failure or future.exception()
+    except BrokenProcessPool as error:  # of submit
+        failure = failure or error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    if isinstance(failure, BrokenProcessPool):
+        raise TrainingError(
+            "a job was killed, perhaps for want of memory; finished runs are saved: give the same "
+            "command with fewer --jobs"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, and hold its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def relative_cost(config: TrainConfig) -> float:

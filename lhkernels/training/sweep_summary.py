@@ -25,9 +25,9 @@ def axis_of(part: str) -> str:
     return Axis.get(part, part)
 
 
-def missing_runs(cells: Cells, file: ResultFile) -> int:
-    """How many runs of ``cells`` are not in the file."""
-    return sum(config not in file for cell in cells.values() for config in cell)
+def missing_runs(cells: Cells, file: ResultFile) -> list[TrainConfig]:
+    """The runs of ``cells`` that are not in the file, each once."""
+    return file.missing(config for cell in cells.values() for config in cell)
 
 
 def choose_lr(
@@ -35,7 +35,8 @@ def choose_lr(
 ) -> dict[str, float]:
     """Each optimizer's learning rate with the lowest mean validation error, then loss.
 
-    ``tuning`` has the keys (optimizer, lr); a learning rate at which a seed diverged comes last.
+    ``tuning`` has the keys (optimizer, lr); a learning rate at which a seed diverged comes last. Of
+    equals the first is chosen.
     """
     return {
         optimizer: min(
@@ -131,8 +132,13 @@ def best_rows(rows: Iterable[Row], axis: str) -> list[Row]:
 
 
 def good_threshold(rows: list[Row]) -> float:
-    """Up to which final train loss a cell is good."""
+    """Up to which final train loss a cell is good; infinite if every cell diverged."""
     return GOOD * min(map(loss_of, rows))
+
+
+def is_good(row: Row, threshold: float) -> bool:
+    """Whether a cell belongs to the good region; one of which a seed diverged never does."""
+    return not row["diverged"] and row["train_loss"] <= threshold
 
 
 def good_region(rows: list[Row]) -> list[Row]:
@@ -140,7 +146,7 @@ def good_region(rows: list[Row]) -> list[Row]:
     threshold, region = good_threshold(rows), []
     for optimizer in COMPARED:
         mine = [row for row in rows if row["optimizer"] == optimizer]
-        good = [row for row in mine if loss_of(row) <= threshold]
+        good = [row for row in mine if is_good(row, threshold)]
         scales = {row["init_scale"] for row in mine}
         per_lr = {row["lr"]: 0 for row in mine}
         for row in good:

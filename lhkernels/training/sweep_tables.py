@@ -34,7 +34,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
 def section(part: str, found: dict[str, Any]) -> list[str]:
     """The tables of one part."""
     if part == "figure1":
-        return [*figure1_tables(found)]
+        return figure1_tables(found)
     axis = axis_of(part)
     best = table(
         ("optimizer", axis, "chosen lr", "train loss", "test error"),
@@ -106,15 +106,20 @@ def carried_table(rows: list[Row]) -> list[str]:
     return table(
         ("optimizer", "lr", *(f"x {scale:g}" for scale in scales)),
         [
-            (NAMES[name], f"{mine[0]['lr']:g}", *(loss(row) for row in mine))
+            (NAMES[name], f"{mine[0]['lr']:g}", *(settled_loss(row) for row in mine))
             for name in COMPARED
             if (mine := [row for row in rows if row["optimizer"] == name])
         ],
     )
 
 
+def settled_loss(row: Row) -> str:
+    """The train loss of a cell none of whose seeds diverged."""
+    return "diverged" if row["diverged"] else loss(row)
+
+
 def loss(row: Row) -> str:
-    """Mean ± std of the train loss."""
+    """Mean ± std of the train loss, over the seeds that did not diverge."""
     if row["train_loss"] is None:
         return "diverged"
     spread = row["train_loss_std"]
