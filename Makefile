@@ -58,7 +58,7 @@ $(VENV)/.peers: $(STAMP)
 	@touch $@
 
 # A GPU machine may have no network: what it needs is there already, in .venv or in $(PYTHON).
-gpu: ## everything that needs a GPU: tests, step times; writes bench/results/<device>/
+gpu: ## everything that needs a GPU, in parts (docs/gpu.md); writes bench/results/<device>/
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) bench/gpu.py
 
 clean: ## remove .venv, builds and runs

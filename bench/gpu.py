@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--list", action="store_true", help="list the parts and their time limits")
     p.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: does it run?")
     p.add_argument("--out", type=Path, metavar="DIR", help="where results go")
-    p.add_argument("--data-folder", type=Path, metavar="DIR", help="of the study's data set")
+    folder = "of the study's data set"
+    p.add_argument("--data-folder", "--data-dir", type=Path, metavar="DIR", help=folder)
     p.add_argument("--data", metavar="NAME", help="the study's data set (default: fashion-mnist)")
     p.add_argument("--jobs", type=int, metavar="N", help="the study's runs at a time (default: 2)")
     p.add_argument("--limit", type=float, metavar="S", help="seconds for each part")

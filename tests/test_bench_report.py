@@ -132,6 +132,14 @@ def test_several_machines_must_be_named(results):
     assert "two/step.json" in report.render("step", results, "two", results)
 
 
+def test_parts_of_make_gpu_are_read(results):
+    whole = report.render("step", results, None, results)
+    path = results / "one" / "step.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({"part": "step", "status": "ok", "data": {"step": kept}}))
+    assert report.render("step", results, None, results) == whole
+
+
 def test_damaged_files_are_told(results):
     path = results / "one" / "step.json"
     for text in ("{", '{"environment": {}, "results": [{}]}'):

@@ -103,7 +103,8 @@ class Context:
         """
         args = [str(word) for word in command]
         shown = " ".join(["python" if word == sys.executable else word for word in args])
-        self.commands.append(shown.replace(f"{ROOT}{os.sep}", ""))
+        shown = shown.replace(f"{ROOT}{os.sep}", "")
+        self.commands.append(shown)
         seconds = min(self.left, limit or self.left)
         if seconds <= 0:
             raise OutOfTime(f"no time is left for `{shown}`")

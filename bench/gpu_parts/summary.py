@@ -50,7 +50,7 @@ def to_markdown(environment: dict[str, Any], records: Sequence[dict[str, Any]]) 
     for record in records:
         section = SECTIONS.get(record["part"], study)
         try:
-            found = section(record.get("data") or {})
+            found = section(record["data"]) if record.get("data") else []
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # partial results
             found = [f"Not to be shown as a table ({type(error).__name__}: {error}); see the JSON."]
         if found:

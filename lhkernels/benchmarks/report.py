@@ -195,7 +195,7 @@ def render(table: str, results: Path, machine: str | None, base: Path) -> str:
     file, command, layout = TABLES[table]
     path = locate(file, results, machine, command)
     try:
-        report = json.loads(path.read_text())
+        report = read(path)
         lines = layout(report["benchmarks" if file == "suite.json" else "results"])
     except (ValueError, KeyError, TypeError) as error:
         raise ReportError(
@@ -209,6 +209,12 @@ def render(table: str, results: Path, machine: str | None, base: Path) -> str:
         f"{environment['date'][:10]} ([raw]({link}))</sub>"
     )
     return "\n".join([*lines, "", note]) + "\n"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a benchmark wrote, alone or as a part of ``make gpu``."""
+    found = json.loads(path.read_text())
+    return found["data"][found["part"]] if "part" in found else found
 
 
 def locate(file: str, results: Path, machine: str | None, command: str) -> Path:

@@ -113,7 +113,7 @@ def draw(results: Path, machine: str | None, folder: Path) -> None:
         if len(paths) > 1:
             report.locate(file, results, machine, "")  # says which machines there are
         for path in paths:
-            kept = json.loads(path.read_text())
+            kept = report.read(path)
             if file == "step.json":
                 drawn += plots.draw_roofline(kept, folder)
             else:
