@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lhkernels.cli import spectrum_output as output
 from lhkernels.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DATA = ("synthetic", "digits", "fashion-mnist", "cifar10", "cifar100")
 DTYPES = ("float32", "float64")
-MOMENTS = 4
 LARGEST_IMAGE = 512  # pixels; a dense layer on such an image is large enough
 
 DESCRIPTION = """\
@@ -103,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
     model, images, labels = prepare(args)
     blocks = chosen_blocks(args, model)
     if args.list:
-        return list_blocks(args, model, blocks, images, labels)
+        return output.list_blocks(args, model, blocks, images, labels)
     if not args.json:
-        print("\n".join(heading(args, images)))
+        print("\n".join(output.heading(args, images)))
     found = []
     for block in blocks:
         try:
@@ -113,14 +112,16 @@ def run(args: argparse.Namespace) -> int:
         except (TypeError, ValueError, MemoryError) as error:
             raise CommandError(f"block {block.name} ({block.what}): {error}") from error
     if args.json:
-        rows = [as_json(block, H, S) for block, H, S in found]
-        print(json.dumps({"options": options(args), "blocks": rows}, indent=2, allow_nan=False))
+        rows = [output.as_json(block, H, S) for block, H, S in found]
+        print(
+            json.dumps({"options": output.options(args), "blocks": rows}, indent=2, allow_nan=False)
+        )
     elif args.block:
-        print(one_block(*found[0]))
+        print(output.one_block(*found[0]))
     else:
-        print(all_blocks(found))
+        print(output.all_blocks(found))
     if args.plot:
-        draw(found, args)
+        output.draw(found, args)
     return 0
 
 
@@ -251,162 +252,3 @@ def measure(
         H, args.method, probes=args.probes, steps=args.steps, seed=args.seed, progress=progress
     )
     return H, found
-
-
-def list_blocks(
-    args: argparse.Namespace, model: Any, blocks: list[Block], images: Tensor, labels: Tensor
-) -> int:
-    """The blocks with the shapes that pass through them."""
-    from lhkernels.cli.spectrum_blocks import record
-    from lhkernels.cli.spectrum_text import table
-
-    rows = []
-    for block in blocks:
-        seen = record(model, block, images, labels)
-        weights = [p.numel() for p in block.module.parameters() if p.ndim >= 2]
-        rows.append((block.name, block.what, shape(seen.inputs), shape(seen.output), sum(weights)))
-    if args.json:
-        keys = ("block", "modules", "input", "output", "weights")
-        print(json.dumps([dict(zip(keys, row)) for row in rows], indent=2))
-        return 0
-    cells = [(name, *map(str, rest)) for name, *rest in rows]
-    print(table(("block", "modules", "input", "output", "weights"), cells, terminal_width()))
-    return 0
-
-
-def heading(args: argparse.Namespace, images: Tensor) -> list[str]:
-    from lhkernels.cli.spectrum_text import wrapped
-
-    what = "H_W, weights" if args.wrt == "weight" else "H_z, input"
-    kind = "full Hessian" if args.kind == "full" else "Gauss-Newton"
-    parts = [f"{args.model} on {args.data} {shape(images)}", f"{what}", kind, args.dtype]
-    parts += [f"init {args.init}"] if args.init != "default" else []
-    parts += [f"weights x {args.init_scale:g}"] if args.init_scale != 1 else []
-    return [*wrapped(", ".join(parts), terminal_width()), ""]
-
-
-def all_blocks(found: list[tuple[Block, LocalHessian, Spectrum]]) -> str:
-    """A row per block; the columns that matter most come first."""
-    from lhkernels.cli.spectrum_text import number, percent, table
-
-    header = ("block", "dim", "largest", "smallest", "cond", "zero", "mean", "method", "form")
-    rows = [
-        (
-            block.name,
-            str(S.dim),
-            number(S.largest),
-            number(S.smallest_nonzero),
-            number(S.condition_number, 3),
-            percent(S.zero_fraction),
-            number(trace(H, S) / S.dim),
-            S.method,
-            H.form,
-        )
-        for block, H, S in found
-    ]
-    return table(header, rows, terminal_width())
-
-
-def one_block(block: Block, H: LocalHessian, S: Spectrum) -> str:
-    """All about one spectrum, and its histogram."""
-    from lhkernels.cli.spectrum_text import histogram, number, pairs, percent
-
-    width = terminal_width()
-    sampled = f", {S.probes} probes x {S.steps} steps" if S.probes else ""
-    bounds = S.bounds
-    rows = [
-        ("block", f"{block.name} ({block.what})"),
-        ("dim", str(S.dim)),
-        ("form", H.form),
-        ("method", S.method + sampled),
-        ("largest", f"{number(S.largest, 6)} ± {number(bounds.largest, 2)}"),
-        (
-            "smallest",
-            f"{number(S.smallest_nonzero, 6)} ± {number(bounds.smallest_nonzero, 2)} (non-zero)",
-        ),
-        ("condition", number(S.condition_number, 6)),
-        ("zero", f"{percent(S.zero_fraction)} (up to {number(S.zero_tolerance, 3)} counts as 0)"),
-        ("trace", number(trace(H, S), 6)),
-        ("moments", "  ".join(number(moment["value"]) for moment in moments(S))),
-    ]
-    values, weights = S.eigenvalues.tolist(), S.weights.tolist()
-    bars = histogram(values, weights, width, "█" if unicode_output() else "#")
-    return "\n".join([pairs(rows, width), "", "eigenvalues", *bars])
-
-
-def moments(S: Spectrum) -> list[dict[str, float]]:
-    """trace(H^k) / dim for k = 1 to 4, as far as the Lanczos steps allow."""
-    highest = MOMENTS if not S.probes else min(MOMENTS, 2 * S.steps - 1)
-    found = [S.moment(k) for k in range(1, highest + 1)]
-    return [{"value": m.value, "standard_error": m.standard_error} for m in found]
-
-
-def trace(H: LocalHessian, S: Spectrum) -> float:
-    """Of the operator where it has it exactly, else from the spectrum."""
-    exact = H.closed_form.trace() if H.closed_form is not None else None
-    return float(exact) if exact is not None else S.moment(1).value * S.dim
-
-
-def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
-    """A row for programs; what does not exist is null."""
-    row = {
-        "block": block.name,
-        "modules": block.what,
-        "dim": S.dim,
-        "form": H.form,
-        "method": S.method,
-        "probes": S.probes,
-        "steps": S.steps,
-        "largest": S.largest,
-        "smallest": S.smallest,
-        "smallest_nonzero": S.smallest_nonzero,
-        "bounds": dict(S.bounds._asdict()),
-        "condition_number": S.condition_number,
-        "zero_fraction": S.zero_fraction,
-        "zero_tolerance": S.zero_tolerance,
-        "trace": trace(H, S),
-        "moments": moments(S),
-    }
-    return without_nan(row)
-
-
-def without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def options(args: argparse.Namespace) -> dict[str, Any]:
-    hidden = ("run", "command", "json", "list", "plot")
-    return {name: value for name, value in vars(args).items() if name not in hidden}
-
-
-def draw(found: list[tuple[Block, LocalHessian, Spectrum]], args: argparse.Namespace) -> None:
-    """A histogram per block, in a file."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CommandError(f"--plot needs matplotlib: {error}") from error
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(5.5 * columns, 4 * rows), dpi=100, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for (block, _, S), axes in zip(found, panels):
-        S.plot(axes)
-        axes.set_title(f"{block.name}, {block.what}")
-    for axes in panels[len(found) :]:
-        axes.set_axis_off()
-    figure.savefig(args.plot)
-    print(f"\nwritten to {args.plot}", file=sys.stderr)
-
-
-def terminal_width() -> int:
-    return max(30, min(80, shutil.get_terminal_size().columns))
-
-
-def unicode_output() -> bool:
-    return (sys.stdout.encoding or "").lower().startswith("utf")
-
-
-def shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))

@@ -13,7 +13,7 @@ from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lhkernels.hessian.spectrum import Spectrum
+    from lhkernels.hessian.distribution import Spectrum
 
 _LOG_RANGE = 100.0  # 95 % quantile over 5 % quantile from which a logarithmic axis is taken
 _DECADES = 14.0  # a logarithmic axis goes no further down than this below the largest
@@ -34,7 +34,7 @@ class Bars(NamedTuple):
 
 
 def plot(S: Spectrum, ax: Axes | None = None, law: MarchenkoPastur | str | None = "auto") -> Axes:
-    """Draw ``S`` on ``ax``; see :meth:`lhkernels.hessian.spectrum.Spectrum.plot`."""
+    """Draw ``S`` on ``ax``; see :meth:`lhkernels.hessian.distribution.Spectrum.plot`."""
     if isinstance(law, str):
         if law != "auto":
             raise ValueError(f"plot: law={law!r}; pass 'auto', None or a MarchenkoPastur")

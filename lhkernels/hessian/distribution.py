@@ -1,0 +1,251 @@
+"""A spectral distribution: eigenvalues and weights, and what is read off them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lhkernels.hessian import slq
+from lhkernels.hessian.lanczos import Ritz
+from lhkernels.hessian.marchenko_pastur import MarchenkoPastur, elementwise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Moment(NamedTuple):
+    """``trace(H^k) / dim``, and the standard deviation of that estimate."""
+
+    value: float
+    standard_error: float
+
+
+class Bounds(NamedTuple):
+    """An eigenvalue of H lies within so much of ``S.largest``, ``S.smallest``, and so on.
+
+    For ``"lanczos"`` and ``"slq"``: the residual norm of the Ritz vector plus the rounding error
+    of the products. It does not say that there is no eigenvalue further out.
+    """
+
+    largest: float
+    smallest: float
+    smallest_nonzero: float
+
+
+class Spectrum:
+    """The spectral distribution of a symmetric H (dim, dim); made by :func:`spectrum`.
+
+    ========== ==================================================================================
+    method     ``eigenvalues`` and ``weights``
+    ========== ==================================================================================
+    exact      all eigenvalues, multiplicity / dim
+    slq        Ritz values of all probes, quadrature weights / probes: their moments are unbiased
+               estimates of those of H; single ones are eigenvalues only where ``errors`` is small
+    lanczos    the same from one probe, with the extreme eigenvalues converged
+    ========== ==================================================================================
+
+    Attributes:
+        eigenvalues: (N,), ascending, float64, on the CPU. What counts as zero is exactly 0.
+        weights: (N,), sum 1.
+        errors: (N,): an eigenvalue of H lies within this of each (see :class:`Bounds`).
+        method: ``"exact"``, ``"slq"`` or ``"lanczos"``.
+        dim: the dimension of H.
+        zero_tolerance: up to here ``|eigenvalue|`` counts as zero (see :func:`spectrum`).
+        probes, steps: of the Lanczos quadrature; 0 for exact ones.
+        law: the Marchenko-Pastur law that a random weight would have, where known, or None.
+    """
+
+    def __init__(
+        self,
+        eigenvalues: Tensor,
+        weights: Tensor,
+        errors: Tensor,
+        *,
+        method: str,
+        dim: int,
+        zero_tolerance: float,
+        measure: slq.Measure,
+        quadratures: list[Ritz] | None = None,
+        rounding: float = 0.0,
+        supported: Tensor | None = None,
+        law: MarchenkoPastur | None = None,
+    ) -> None:
+        self.eigenvalues, self.weights, self.errors = eigenvalues, weights, errors
+        self.method, self.dim, self.zero_tolerance = method, dim, zero_tolerance
+        self.law = law
+        self._supported = torch.ones_like(weights, dtype=torch.bool)
+        if supported is not None:
+            self._supported = supported
+        self.probes = len(quadratures or ())
+        self.steps = max((q.values.numel() for q in quadratures or ()), default=0)
+        self._measure, self._quadratures, self._rounding = measure, quadratures or [], rounding
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue (a lower bound of it, unless exact)."""
+        return float(self.eigenvalues[-1])
+
+    @property
+    def smallest(self) -> float:
+        """The smallest eigenvalue, zeros and negative ones included (unless exact: an upper
+        bound of it)."""
+        return float(self.eigenvalues[0])
+
+    @property
+    def smallest_nonzero(self) -> float:
+        """The eigenvalue closest to 0 that is not zero, with its sign; NaN if all are zero.
+
+        Unless exact, Ritz values without support are left out: those passing through a gap of the
+        spectrum have next to no weight (< 1 % of an eigenvalue's) and a large error (> 50 %).
+        """
+        i = self._smallest_nonzero_index()
+        return math.nan if i is None else float(self.eigenvalues[i])
+
+    @property
+    def condition_number(self) -> float:
+        """Largest over smallest ``|eigenvalue|`` of the non-zero ones; NaN if all are zero.
+
+        For an indefinite H (full Hessians) as well. Unless exact, it is an estimate from the
+        Ritz values: at most the true one for a definite H, and for a singular H only as good as
+        ``bounds.smallest_nonzero``.
+        """
+        return float(self.eigenvalues.abs().max()) / abs(self.smallest_nonzero)
+
+    @property
+    def zero_fraction(self) -> float:
+        """The part of the dim eigenvalues that are zero: ``1 - rank / dim``.
+
+        Unless exact, zeros show once their Ritz value has converged: soon where a gap sets them
+        apart, late (more steps) where the other eigenvalues come close on both sides.
+        """
+        return float(self.weights[self.eigenvalues == 0].sum().clamp(0.0, 1.0))
+
+    @property
+    def bounds(self) -> Bounds:
+        """Error bounds of the extreme eigenvalues."""
+        i = self._smallest_nonzero_index()
+        zero = math.nan if i is None else float(self.errors[i])
+        return Bounds(float(self.errors[-1]), float(self.errors[0]), zero)
+
+    def cdf(self, x: Any) -> Any:
+        """The part of the eigenvalues that are ``<= x``: float, list, array or tensor, likewise.
+
+        Jumps at eigenvalues. Unless exact, those that the Lanczos process has not resolved are
+        interpolated: half a node's weight at the node, linear between nodes.
+        """
+        return elementwise("x", x, lambda t: self._measure.cdf(t.cpu()).to(t.device))
+
+    def quantile(self, q: Any) -> Any:
+        """The smallest x with ``cdf(x) >= q``, for q in [0, 1]."""
+
+        def at(t: Tensor) -> Tensor:
+            outside = ~((t >= 0.0) & (t <= 1.0))
+            if outside.any():
+                raise ValueError(f"quantile: q={t[outside].flatten()[0].item()!r} not in [0, 1]")
+            return self._measure.quantile(t.cpu()).to(t.device)
+
+        return elementwise("q", q, at)
+
+    def density(self, x: Any, width: float | None = None) -> Any:
+        """The distribution of the non-zero eigenvalues, smoothed with a Gaussian.
+
+        Its integral is ``1 - zero_fraction``, as that of :meth:`MarchenkoPastur.pdf`.
+
+        Args:
+            x: float, list, array or tensor.
+            width: standard deviation of the Gaussian, > 0. None: Silverman's rule, ``0.9 *
+                min(std, IQR / 1.34) * n^(-1/5)``, n the non-zero eigenvalues (or Ritz values of
+                a probe); it is meant for smooth spectra on a linear scale.
+        """
+        if width is None:
+            width = self.default_width()
+        elif (
+            isinstance(width, bool)
+            or not isinstance(width, Real)
+            or not 0 < float(width) < math.inf
+        ):
+            raise ValueError(f"density: width={width!r} is not finite and > 0; pass None, or a std")
+        fixed = float(width)
+        return elementwise("x", x, lambda t: self._measure.smoothed(t.cpu(), fixed).to(t.device))
+
+    def default_width(self) -> float:
+        """The width that :meth:`density` takes: Silverman's rule."""
+        keep = self.eigenvalues != 0
+        values, weights = self.eigenvalues[keep], self.weights[keep]
+        if not values.numel():
+            return 1.0
+        weights = weights / weights.sum()
+        mean = (weights * values).sum()
+        spread = float((weights * (values - mean) ** 2).sum().sqrt())
+        at = torch.searchsorted(weights.cumsum(0), torch.tensor([0.25, 0.75], dtype=weights.dtype))
+        low, high = values[at.clamp(max=values.numel() - 1)].tolist()
+        if high > low:
+            spread = min(spread, (high - low) / 1.34)
+        count = values.numel() / max(1, self.probes)
+        largest = float(values.abs().max())
+        return max(0.9 * spread * count**-0.2, 1e-3 * largest)
+
+    def moment(self, k: int) -> Moment:
+        """``trace(H^k) / dim`` with its standard error.
+
+        The error is that of the mean over the probes (see :func:`lhkernels.hessian.slq.moment`),
+        never below the rounding error of the products. Exact spectra have that alone.
+
+        Raises:
+            ValueError: a ``k`` that is not a whole number >= 0, or beyond ``2 * steps - 1``, up to
+                which the quadrature of a probe is exact.
+        """
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
+            raise ValueError(f"moment: k={k!r} is not a whole number >= 0")
+        k = int(k)
+        if k == 0:
+            return Moment(1.0, torch.finfo(torch.float64).eps)
+        if k > 2 * self.steps - 1 and not all(q.exhausted for q in self._quadratures):
+            raise ValueError(
+                f"moment: k={k} needs {k // 2 + 1} Lanczos steps, but there were {self.steps}; "
+                f"pass steps={k // 2 + 1}"
+            )
+        x, w = self.eigenvalues, self.weights
+        size = float((w * x.abs() ** k).sum())
+        slope = k * float((w * x.abs() ** max(k - 1, 0)).sum())
+        floor = self._rounding * slope + torch.finfo(torch.float64).eps * size
+        if not self._quadratures:
+            return Moment(float((w * x**k).sum()), floor)
+        value, error = slq.moment(self._quadratures, self.dim, k)
+        return Moment(value, math.hypot(error, floor))
+
+    def plot(self, ax: Axes | None = None, law: MarchenkoPastur | str | None = "auto") -> Axes:
+        """Histogram of the non-zero eigenvalues, with the Marchenko-Pastur law where it applies.
+
+        Args:
+            ax: matplotlib axes to draw on; None makes a new figure.
+            law: the law to draw over it; "auto" is :attr:`law`, None draws none.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing.
+        """
+        from lhkernels.hessian.spectrum_plot import plot
+
+        return plot(self, ax, law)
+
+    def _smallest_nonzero_index(self) -> int | None:
+        size = self.eigenvalues.abs()
+        usable = (size > 0) & self._supported
+        size = torch.where(usable, size, torch.full_like(size, math.inf))
+        i = int(size.argmin())
+        return i if math.isfinite(float(size[i])) else None
+
+    def __repr__(self) -> str:
+        how = f", probes={self.probes}, steps={self.steps}" if self.probes else ""
+        return (
+            f"Spectrum(dim={self.dim}, method={self.method!r}{how}, eigenvalues in "
+            f"[{self.smallest:.6g}, {self.largest:.6g}], {100 * self.zero_fraction:.4g} % zero "
+            f"(|x| <= {self.zero_tolerance:.3g}), condition number {self.condition_number:.6g})"
+        )
