@@ -46,7 +46,7 @@ packages: $(STAMP) ## build wheel and sdist, install each in an environment of i
 bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of cost beside peers (15 minutes)
 	$(BIN)/python -m lhkernels bench step --seconds 5 --save
 	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
-	$(BIN)/python -m lhkernels bench scaling --seconds 0.5 --save
+	$(BIN)/python -m lhkernels bench scaling --save
 	machine=$$($(BIN)/python -c "from lhkernels.benchmarks.environment import machine; print(machine())") \
 	  && out=bench/results/$$machine \
 	  && $(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds --benchmark-json=$$out/suite.json \

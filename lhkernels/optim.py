@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters, check_flags
 from lhkernels.plan import Block, Plan, bind, chain_block, chain_output_units
-from lhkernels.step import StepSet, StepSets, geometric_mean, geometric_mean_of_factors
+from lhkernels.step import StepSet, StepSets, block_factors, geometric_mean_of_factors
 
 # Options of a group that torch.optim.SGD does not have, and their values in its checkpoints.
 OWN_OPTIONS: dict[str, Any] = {
@@ -182,28 +180,16 @@ class ScaleAmendedSGD(Optimizer):
         Returns:
             0-dim tensors on the parameters' devices, float32 or better.
         """
-        scales: list[Tensor] = []
         amended = [group["amend"] for group in self.param_groups for _ in group["params"]]
-        blocks = self._blocks()
-        for (_, param), block, amend in zip(self._named(), blocks, amended):
-            scale = torch.ones((), dtype=reference.norm_dtype(param.dtype), device=param.device)
-            if amend:
-                scale = block.coefficient * (reference.sq_norm(param) if block.uses_norm else scale)
-            scales.append(scale)
-        in_chain = [amend and b.kind != "plain" for amend, b in zip(amended, blocks)]
-        constant: float | Tensor | None = self.param_groups[0]["reference_scale"]
-        if constant is None and self.param_groups[0]["scale_reference"] == "initial":
-            weights = [i for i, b in enumerate(blocks) if in_chain[i] and b.uses_norm]
-            if weights:
-                constant = geometric_mean(
-                    [scales[i] for i in weights], [math.prod(blocks[i].shape) for i in weights]
-                )
-        if constant is not None:
-            scales = [
-                scale / _like(constant, scale) if divide else scale
-                for scale, divide in zip(scales, in_chain)
-            ]
-        return {name: scale for (name, _), scale in zip(self._named(), scales)}
+        named = list(self._named())
+        first = self.param_groups[0]
+        factors = block_factors(
+            [param for _, param in named],
+            [block if amend else None for block, amend in zip(self._blocks(), amended)],
+            constant=first["reference_scale"],
+            find_constant=first["scale_reference"] == "initial",
+        )
+        return {name: factor for (name, _), factor in zip(named, factors)}
 
     def _named(self) -> Iterator[tuple[str | int, Tensor]]:
         position = 0
@@ -223,7 +209,7 @@ class ScaleAmendedSGD(Optimizer):
 
     # ------------------------------------------------------------------------------------ step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
         Args:
@@ -356,7 +342,3 @@ class ScaleAmendedSGD(Optimizer):
 def _check_group(group: Mapping[str, Any]) -> None:
     Hyperparameters.of_group(group)
     check_flags(group)
-
-
-def _like(value: float | Tensor, other: Tensor) -> float | Tensor:
-    return value.to(other.device, other.dtype) if isinstance(value, Tensor) else value

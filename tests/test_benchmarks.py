@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lhkernels.benchmarks import step
+from lhkernels.benchmarks import scaling, step
 from lhkernels.benchmarks.shapes import MODELS
 from lhkernels.cli import main
 
@@ -82,3 +82,25 @@ def test_bad_options(options, word, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["bench", "step", *options]) == 2
     assert word in capsys.readouterr().err
+
+
+def test_scaling_takes_the_median_of_passes():
+    def row(x, ms, product=None):
+        return {"kind": "hvp-batch", "x": x, "contender": "ours", "ms": ms, "ms_product": product}
+
+    passes = [
+        [row(1, 5.0, 2.0), row(2, 9.0)],
+        [row(1, 900.0, 3.0), row(2, 8.0)],
+        [row(1, 6.0, 4.0)],
+    ]
+    assert scaling.merged(passes) == [row(1, 6.0, 3.0), row(2, 8.5)]
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.7, 2.0])
+def test_fitted_slopes_are_those_of_the_upper_end(slope):
+    xs = [1.0, 10.0, 100.0, 1000.0, 10000.0]
+    ys = [7.0, 7.0, *(3 * x**slope for x in xs[2:])]
+    law = scaling.fit(xs, ys)
+    assert law.slope == pytest.approx(slope, abs=1e-12)
+    assert (law.start, law.end, law.at(50.0)) == (100, 10000, pytest.approx(3 * 50.0**slope))
+    assert scaling.fit([1.0], [2.0]) is None

@@ -174,7 +174,16 @@ def hvp(context: Context) -> None:
 
 def scaling(context: Context) -> None:
     """How cost grows with tensors, elements, vectors and the batch."""
-    small = ["--seconds", "0.01", "--parts", "step-elements", "--max-elements", "10000"]
+    small = [
+        "--seconds",
+        "0.01",
+        "--parts",
+        "step-elements",
+        "--max-elements",
+        "10000",
+        "--passes",
+        "1",
+    ]
     options = small if context.dry_run else ["--plots", str(context.out / "plots")]
     context.data["scaling"] = context.python_json(
         "-m", "lhkernels", "bench", "scaling", "--device", context.device, "--json", *options

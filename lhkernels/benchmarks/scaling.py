@@ -1,12 +1,14 @@
 """How cost grows: steps with tensors and elements, Hessian-vector products with K and the batch.
 
-Each point is one comparison in alternation (:mod:`step`, :mod:`hvp`); a curve is one contender's
-medians. What a power law explains is the upper end of a curve, so slopes are fitted there.
+Each point is one comparison in alternation (:mod:`step`, :mod:`hvp`), made in several passes over
+all points and the median taken: a machine that stalls for seconds spoils one pass. What a power law explains is the upper end of a curve, so slopes are fitted there.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ ELEMENTS_OF_TENSORS = 10_000_000
 TENSORS_OF_ELEMENTS = 10
 BLOCK = Case("conv2d", 64, 64, 32, 16, 16)
 COLUMNS = (1, 2, 4, 8, 16, 32, 64)
-BATCHES = (8, 16, 32, 64, 128, 256)
+BATCHES = (8, 16, 32, 64, 128)
 # Points at the upper end that a slope is fitted to.
 FITTED = {"step-tensors": 2, "step-elements": 3, "hvp-columns": 3, "hvp-batch": 3}
 
@@ -89,7 +91,7 @@ def hvp_by_columns(
 def hvp_by_batch(
     device: torch.device, seconds: float, *, block: Case = BLOCK, sizes: Sequence[int] = BATCHES
 ) -> Iterator[list[Point]]:
-    """Products with 16 vectors for a batch of 8 to 256."""
+    """Products with 16 vectors for a batch of 8 to 128."""
     for n in sizes:
         yield _hvp("hvp-batch", n, replace(block, batch=n), device, seconds)
 
@@ -100,6 +102,22 @@ KINDS: dict[str, Callable[..., Iterator[list[Point]]]] = {
     "hvp-columns": hvp_by_columns,
     "hvp-batch": hvp_by_batch,
 }
+
+
+def merged(passes: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of the first pass, with the median over the passes for each time."""
+    times: dict[tuple, list[dict[str, Any]]] = {}
+    for row in itertools.chain(*passes):
+        times.setdefault((row["kind"], row["x"], row["contender"]), []).append(row)
+    return [
+        {**rows[0], **{field: _median([r[field] for r in rows]) for field in ("ms", "ms_product")}}
+        for rows in times.values()
+    ]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def equal_tensors(elements: int, count: int) -> list[Shape]:

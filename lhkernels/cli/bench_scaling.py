@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
 from lhkernels.cli.errors import CommandError
 
-KINDS = ("hvp-columns", "hvp-batch", "step-tensors", "step-elements")  # the largest last
+KINDS = ("step-tensors", "hvp-columns", "hvp-batch", "step-elements")  # the largest last
 
 
 def add_kind(kinds: Any) -> None:
@@ -30,7 +31,10 @@ def add_kind(kinds: Any) -> None:
         help="for step-elements, as far as memory allows (default: 1e9)",
     )
     parser.add_argument("--plots", metavar="DIR", help="write DIR/scaling-<part>.png")
-    add_common(parser, 1.0, "a point")
+    parser.add_argument(
+        "--passes", type=int, default=3, metavar="N", help="median of N passes (default: 3)"
+    )
+    add_common(parser, 0.2, "a point and pass")
     parser.set_defaults(run=run)
 
 
@@ -41,32 +45,38 @@ def run(args: argparse.Namespace) -> int:
     device = device_of(args)
     if not args.max_elements >= 1000:
         raise CommandError(f"--max-elements {args.max_elements:g} is not >= 1000")
+    if args.passes < 1:
+        raise CommandError(f"--passes {args.passes} is not >= 1")
     parts = chosen("--parts", args.parts, KINDS, ",") or list(KINDS)
     warn_if_busy()
-    rows: list[dict[str, Any]] = []
-    for part in parts:
-        options = {"max_elements": args.max_elements} if part == "step-elements" else {}
-        first = True
-        for points in scaling.KINDS[part](device, args.seconds, **options):
-            rows += map(asdict, points)
-            if not args.json:
-                print_points(part, points, first=first)
-            first = False
+    passes: list[list[dict[str, Any]]] = []
+    for number in range(1, args.passes + 1):
+        passes.append([])
+        for part in parts:
+            print(f"pass {number} of {args.passes}: {part} ...", file=sys.stderr, flush=True)
+            options = {"max_elements": args.max_elements} if part == "step-elements" else {}
+            for points in scaling.KINDS[part](device, args.seconds, **options):
+                passes[-1] += map(asdict, points)
+    rows = scaling.merged(passes)
+    if not args.json:
+        for part in parts:
+            print_table(part, scaling.curves(rows, part))
     slopes = scaling.slopes(rows)
     if not args.json:
         for part, found in slopes.items():
             text = ", ".join(f"{name} {slope:.2f}" for name, slope in found.items())
             print(f"\nslopes, {part}: {text}")
-    finish(args, device, rows, slopes=slopes)
+    finish(args, device, rows, passes=args.passes, slopes=slopes)
     if args.plots is not None:
         kept = {"environment": environment.describe(device), "results": rows}
         plots.draw_all_scaling(kept, Path(args.plots))
     return 0
 
 
-def print_points(part: str, points: list[Any], *, first: bool) -> None:
-    """One size's row: milliseconds by contender."""
-    if first:
-        names = "".join(f"{point.contender:>18}" for point in points)
-        print(f"\n{part}: ms\n  {'':>13}{names}")
-    print(f"  {points[0].x:13,}" + "".join(f"{p.ms:18.3f}" for p in points), flush=True)
+def print_table(part: str, curves: dict[str, tuple[list[float], list[float]]]) -> None:
+    """Milliseconds, a column a contender and a row a size."""
+    print(f"\n{part}: ms\n  {'':>13}" + "".join(f"{name:>18}" for name in curves))
+    cells = {name: dict(zip(*curve)) for name, curve in curves.items()}
+    for x in sorted({x for found in cells.values() for x in found}):
+        row = [f"{found[x]:18.3f}" if x in found else " " * 18 for found in cells.values()]
+        print(f"  {x:13,}" + "".join(row))

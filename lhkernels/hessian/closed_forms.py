@@ -14,14 +14,18 @@ The paper's approximation (17)-(18) drops the terms in 1/m.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from lhkernels import _extension, ops
 from lhkernels.hessian import patches
+from lhkernels.hessian.layer import Layer, Norm
+from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 
 DEFAULT_MEMORY_LIMIT = 1 << 30
 # The number of vectors that a form is chosen for until products with more of them are asked for.
@@ -29,14 +33,9 @@ TYPICAL_VECTORS = 16
 # Blocks whose eigenvalues would take more operations than this are not offered at all.
 MAX_EIGEN_OPERATIONS = 2e13
 
-
-@dataclass(frozen=True)
-class MarchenkoPasturHint:
-    """The law that a spectral block's eigenvalues would follow, were the weight Gaussian."""
-
-    ratio: float
-    variance: float
-    normalized: bool
+# Of a batch norm: what multiplies A or the identity, and the vector whose outer product is taken
+# away; None is 1, and 0.
+Factors: TypeAlias = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -47,40 +46,62 @@ class SpectralBlock:
         matrix: (..., d, d) symmetric, or factors B (..., r, d), complex ones too, all float64.
         multiplicity: how often the eigenvalues of each matrix of the batch occur in H.
         is_factor: the matrices are B^H B.
-        law: where the Marchenko-Pastur law may be drawn beside the eigenvalues.
+        law: what the eigenvalues would follow, were the weight Gaussian; None where that is not
+            known.
     """
 
     matrix: Tensor
     multiplicity: int
     is_factor: bool
-    law: MarchenkoPasturHint | None = None
+    law: MarchenkoPastur | None = None
 
 
-class ClosedForm:
+class ClosedForm(ABC):
     """Products and traces of one layer's local Hessian, without differentiation.
 
-    Attributes:
+    Args:
+        layer: the block.
         dim: rows of H.
+        approximate: without the terms in 1/m of a train-mode batch norm.
+        memory_limit: bytes of workspace for products.
     """
 
-    dim: int
+    def __init__(self, layer: Layer, dim: int, approximate: bool, memory_limit: int) -> None:
+        self.layer = layer
+        self.dim = dim
+        self.approximate = approximate
+        self.memory_limit = memory_limit
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """``"gram"`` or ``"factored"``: how the last product was computed, or the first will be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
         """H times each row, (K, dim) -> (K, dim)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trace(self) -> Tensor | None:
         """The exact trace, 0-dim; None where it is not cheap."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
         """The blocks that H falls into; None where it falls into none that are affordable."""
-        raise NotImplementedError
+
+    @cached_property
+    def factors(self) -> Factors:
+        """scale (n_out,) and direction, whose shape depends on what H is with respect to."""
+        norm = self.layer.norm
+        if norm is None:
+            return None, None
+        if norm.running_var is not None:
+            return norm.running_scale(norm.running_var), None
+        return self.batch_factors(norm)
+
+    @abstractmethod
+    def batch_factors(self, norm: Norm) -> Factors:
+        """:attr:`factors` of a train-mode batch norm."""
 
 
 def kernels() -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lhkernels.hessian.closed_forms import SpectralBlock
 from lhkernels.hessian.lanczos import check_symmetric
+from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 
 AUTO_DIM = 2000  # method="auto" diagonalises a dense matrix up to this dimension
 AUTO_WORK = 2e12  # and the blocks of a closed form up to so many operations
@@ -29,14 +31,14 @@ class Eigenvalues:
         weights: (N,), multiplicity / dim, sum 1.
         errors: (N,), bounds of the rounding error of each value.
         zero_tolerance: the largest ``|value|`` that was taken for zero.
-        law: the Marchenko-Pastur hint that all blocks share, or None.
+        law: the Marchenko-Pastur law that all blocks share, or None.
     """
 
     values: Tensor
     weights: Tensor
     errors: Tensor
     zero_tolerance: float
-    law: Any = None
+    law: MarchenkoPastur | None = None
 
 
 @dataclass
@@ -87,7 +89,7 @@ def dense_matrix(
 
 
 def of_blocks(
-    blocks: Iterable[Any],
+    blocks: Iterable[SpectralBlock],
     dim: int,
     dtype: torch.dtype,
     *,
@@ -98,10 +100,9 @@ def of_blocks(
 ) -> Eigenvalues | None:
     """Eigenvalues of a block-diagonal H from its blocks, in float64 and in batches.
 
-    A block has ``matrix`` (..., d, d) symmetric, or (..., r, d) a factor B of ``B^H B``, and
-    ``multiplicity``, ``is_factor``, ``law``. Of factors the singular values are taken, and zero is
-    decided on these as ``torch.linalg.matrix_rank`` does: ``sigma <= max(r, d) * eps * largest
-    sigma``. For symmetric blocks it is ``|eigenvalue| <= 4 sqrt(d) * eps * largest``. "Largest" is
+    Of factors (r, d) the singular values are taken, and zero is decided on these as
+    ``torch.linalg.matrix_rank`` does: ``sigma <= max(r, d) * eps * largest sigma``. For symmetric
+    (d, d) blocks it is ``|eigenvalue| <= 4 sqrt(d) * eps * largest``. "Largest" is
     that of the whole of H, eps that of ``dtype``. With ``zero_tolerance``, it is ``|eigenvalue| <=
     zero_tolerance`` for both.
 
@@ -179,13 +180,13 @@ def _decompose(matrices: Tensor, is_factor: bool) -> Tensor:
     return torch.linalg.eigvalsh(matrices).cpu().reshape(-1)
 
 
-def _operations(block: Any, r: int, d: int) -> float:
+def _operations(block: SpectralBlock, r: int, d: int) -> float:
     complex_factor = 4.0 if block.matrix.is_complex() else 1.0
     one = 4.0 * min(r, d) ** 2 * max(r, d) if block.is_factor else 4.0 / 3.0 * d**3
     return complex_factor * one
 
 
-def _workspace(block: Any, r: int, d: int) -> int:
+def _workspace(block: SpectralBlock, r: int, d: int) -> int:
     return 3 * (16 if block.matrix.is_complex() else 8) * r * d
 
 
@@ -194,7 +195,11 @@ def _steps_together(r: int, d: int) -> int:
 
 
 def _assemble(
-    parts: list[_Part], zeros: int, dim: int, zero_tolerance: float | None, law: Any
+    parts: list[_Part],
+    zeros: int,
+    dim: int,
+    zero_tolerance: float | None,
+    law: MarchenkoPastur | None,
 ) -> Eigenvalues:
     """Square the singular values, set the zeros, weigh, sort."""
     largest = max(

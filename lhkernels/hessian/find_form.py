@@ -25,7 +25,7 @@ def find(
         ValueError: ``approximate`` or ``form`` asks for what this block has not.
     """
     layer = read(snapshot)
-    trains = layer is not None and layer.norm is not None and layer.norm.running_var is None
+    trains = layer is not None and layer.in_train_mode
     if approximate:
         _check_approximate(layer, trains, kind)
     if layer is not None and trains and (kind == "full" or min(layer.places, layer.patch_size) < 3):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lhkernels.hessian import closed_forms, patches
-from lhkernels.hessian.closed_forms import ClosedForm, MarchenkoPasturHint, SpectralBlock
-from lhkernels.hessian.layer import Layer
+from lhkernels.hessian.closed_forms import ClosedForm, Factors, SpectralBlock
+from lhkernels.hessian.layer import Layer, Norm
+from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 
 # Output channels whose transposes are taken at a time for the trace.
 TRACE_CHANNELS = 16
@@ -23,13 +24,8 @@ class InputForm(ClosedForm):
     """
 
     def __init__(self, layer: Layer, approximate: bool, form: str, memory_limit: int) -> None:
-        self.layer = layer
-        self.dim = layer.inputs.numel()
-        self._limit = memory_limit
-        trains = layer.norm is not None and layer.norm.running_var is None
-        self._couples = trains and not approximate
-        self._approximate = approximate
-        self._norm: tuple[Tensor | None, Tensor | None] | None = None
+        super().__init__(layer, layer.inputs.numel(), approximate, memory_limit)
+        self._couples = layer.in_train_mode and not approximate
         self._gram: Tensor | None = None
         has_gram = not layer.geometry.kernel and not self._couples
         if form == "gram" and not has_gram:
@@ -51,7 +47,9 @@ class InputForm(ClosedForm):
             if self._gram is None:
                 self._gram = self._input_gram(self.layer.weight)
             kernels = closed_forms.kernels()
-            return kernels.gram_hvp(self._gram[None], shaped, None, None, self._limit).flatten(1)
+            return kernels.gram_hvp(
+                self._gram[None], shaped, None, None, self.memory_limit
+            ).flatten(1)
         if self.layer.extend is None:
             return self._factored(shaped).flatten(1)
         result = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
@@ -64,7 +62,7 @@ class InputForm(ClosedForm):
         layer = self.layer
         if layer.extend is not None:
             return None  # two taps may meet in one input
-        scale, direction = self._factors()
+        scale, direction = self.factors
         reach = self._reach()
         per_channel = reach if scale is None else reach * scale
         if scale is not None and direction is not None:
@@ -83,37 +81,24 @@ class InputForm(ClosedForm):
 
     def _factored(self, shaped: Tensor) -> Tensor:
         weight, geometry = self.layer.weight, self.layer.geometry
-        scale, direction = self._factors()
+        scale, direction = self.factors
         kernels = closed_forms.kernels()
-        return kernels.input_hvp(shaped, weight, geometry, scale, direction, self._limit)
+        return kernels.input_hvp(shaped, weight, geometry, scale, direction, self.memory_limit)
 
-    def _factors(self) -> tuple[Tensor | None, Tensor | None]:
+    def batch_factors(self, norm: Norm) -> Factors:
         """scale (n_out,) and direction (N, n_out, *out) of M."""
-        norm = self.layer.norm
-        if norm is None:
-            return None, None
-        if self._norm is not None:
-            return self._norm
-        if norm.running_var is not None:
-            self._norm = torch.square(norm.gamma) / (norm.running_var + norm.eps), None
-            return self._norm
         layer = self.layer
         z = patches.forward(layer.padded, layer.weight, layer.geometry)
         dims = [0, *range(2, z.dim())]
         var, mean = torch.var_mean(z, dims, correction=0)
-        root = torch.sqrt(var + norm.eps)
-        scale = torch.square(norm.gamma / root)
-        direction = None
-        if self._couples:
-            remainder = (2 - var / torch.square(root)) / layer.places
-            factor = norm.gamma / torch.square(root) * remainder.sqrt()
-            channel = (-1, *(1,) * (z.dim() - 2))
-            direction = z.sub_(mean.view(channel)).mul_(factor.view(channel))
-        self._norm = scale, direction
-        return self._norm
+        scale, factor = norm.batch_factors(var, layer.places)
+        if not self._couples:
+            return scale, None
+        channel = (-1, *(1,) * (z.dim() - 2))
+        return scale, z.sub_(mean.view(channel)).mul_(factor.view(channel))
 
     def _input_gram(self, weight: Tensor) -> Tensor:
-        scale, _ = self._factors()
+        scale, _ = self.factors
         return weight.mT @ (weight if scale is None else scale.to(weight.dtype)[:, None] * weight)
 
     def _reach(self) -> Tensor:
@@ -147,15 +132,14 @@ class InputForm(ClosedForm):
     def _linear_block(self) -> SpectralBlock:
         layer = self.layer
         weight = layer.weight.double()
-        scale, _ = self._factors()
+        scale, _ = self.factors
         ratio = layer.n_out / layer.patch_size
-        law: MarchenkoPasturHint | None
         if scale is None:
             variance = float(layer.n_out * torch.square(weight).mean())
-            law = MarchenkoPasturHint(ratio, variance, normalized=False)
+            law = MarchenkoPastur(ratio, variance) if variance > 0 else None
         else:
             weight = weight * scale.double().sqrt()[:, None]
-            law = MarchenkoPasturHint(ratio, 1.0, normalized=True) if self._approximate else None
+            law = MarchenkoPastur(ratio, normalized=True) if self.approximate else None
         return SpectralBlock(weight[None], len(layer.inputs), is_factor=True, law=law)
 
     def _fourier_blocks(self) -> Iterator[SpectralBlock]:
@@ -163,7 +147,7 @@ class InputForm(ClosedForm):
         layer, groups = self.layer, self.layer.geometry.groups
         size = layer.inputs.shape[2:]
         weight = layer.weight.double()
-        scale, _ = self._factors()
+        scale, _ = self.factors
         if scale is not None:
             weight = weight * scale.double().sqrt().view(-1, *(1,) * (weight.dim() - 1))
         placed = weight.new_zeros(*weight.shape[:2], *size)

@@ -31,6 +31,20 @@ class Norm:
     eps: float
     running_var: Tensor | None
 
+    def running_scale(self, running_var: Tensor) -> Tensor:
+        """``gamma^2 / v`` with fixed statistics, (n_out,)."""
+        return torch.square(self.gamma) / (running_var + self.eps)
+
+    def batch_factors(self, var: Tensor, places: int) -> tuple[Tensor, Tensor]:
+        """``gamma^2 / v`` and ``gamma / v sqrt((2 - rho) / m)`` of the batch's own variance.
+
+        (n_out,) each. The second times ``z - mean z``, or times ``A w``, is the direction whose
+        outer product a batch norm takes away (:mod:`lhkernels.hessian.closed_forms`).
+        """
+        root = torch.sqrt(var + self.eps)
+        remainder = (2 - var / torch.square(root)) / places
+        return torch.square(self.gamma / root), self.gamma / torch.square(root) * remainder.sqrt()
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -52,6 +66,11 @@ class Layer:
     norm: Norm | None
     extend: Callable[[Tensor], Tensor] | None = None
     circular: bool = False
+
+    @property
+    def in_train_mode(self) -> bool:
+        """Whether a batch norm follows that uses the batch's own statistics."""
+        return self.norm is not None and self.norm.running_var is None
 
     @property
     def n_out(self) -> int:

@@ -15,7 +15,6 @@ import torch
 from lhkernels.hessian import exact, slq
 from lhkernels.hessian.distribution import Spectrum
 from lhkernels.hessian.lanczos import Ritz, check_operator, rows_of
-from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 
 METHODS = ("auto", "exact", "lanczos", "slq")
 LANCZOS_STEPS = 300
@@ -141,13 +140,6 @@ def _exact(
 
 
 def _of_eigenvalues(found: exact.Eigenvalues, dim: int) -> Spectrum:
-    hint, law = found.law, None
-    if hint is not None:
-        variance = hint.variance
-        if variance is None and not hint.normalized:
-            variance = float((found.values * found.weights).sum())  # the law's mean
-        if hint.normalized or variance > 0:
-            law = MarchenkoPastur(hint.ratio, variance, hint.normalized)
     return Spectrum(
         found.values,
         found.weights,
@@ -157,7 +149,7 @@ def _of_eigenvalues(found: exact.Eigenvalues, dim: int) -> Spectrum:
         zero_tolerance=found.zero_tolerance,
         measure=slq.Measure.of_jumps(found.values, found.weights),
         rounding=float(found.errors.max()),
-        law=law,
+        law=found.law,
     )
 
 

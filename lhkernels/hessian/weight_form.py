@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lhkernels.hessian import closed_forms, patches
-from lhkernels.hessian.closed_forms import ClosedForm, SpectralBlock, eigenvalue_block
-from lhkernels.hessian.layer import Layer
+from lhkernels.hessian.closed_forms import ClosedForm, Factors, SpectralBlock, eigenvalue_block
+from lhkernels.hessian.layer import Layer, Norm
 
 
 class WeightForm(ClosedForm):
@@ -20,17 +20,12 @@ class WeightForm(ClosedForm):
     """
 
     def __init__(self, layer: Layer, approximate: bool, form: str, memory_limit: int) -> None:
-        self.layer = layer
-        self.dim = layer.weight.numel()
-        self._approximate = approximate
+        super().__init__(layer, layer.weight.numel(), approximate, memory_limit)
         self._form = form
-        self._limit = memory_limit
         self._vectors = 0  # asked for so far
         self._x = layer.padded
-        trains = layer.norm is not None and layer.norm.running_var is None
-        self._mean = patches.mean(self._x, layer.geometry) if trains else None
+        self._mean = patches.mean(self._x, layer.geometry) if layer.in_train_mode else None
         self._gram: Tensor | None = None
-        self._norm: tuple[Tensor | None, Tensor | None] | None = None
 
     @property
     def name(self) -> str:
@@ -42,10 +37,10 @@ class WeightForm(ClosedForm):
         if self._gram is None and self._prefers_gram(self._vectors):
             self._gram = self._make_gram(self._x, self._kept_mean)
         shaped = rows.unflatten(1, (self.layer.n_out, self.layer.patch_size))
-        return self._apply(shaped, *self._factors()).flatten(1)
+        return self._apply(shaped, *self.factors).flatten(1)
 
     def trace(self) -> Tensor:
-        scale, direction = self._factors()
+        scale, direction = self.factors
         groups = self.layer.geometry.groups
         squares = patches.mean(torch.square(self._x.double()), self.layer.geometry)
         if self._kept_mean is not None:
@@ -62,7 +57,7 @@ class WeightForm(ClosedForm):
     def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
         layer, geometry = self.layer, self.layer.geometry
         channels = layer.n_out // geometry.groups
-        scale, direction = self._factors()
+        scale, direction = self.factors
         matrices = geometry.groups if direction is None else layer.n_out
         if matrices * float(layer.patch_size) ** 3 > closed_forms.MAX_EIGEN_OPERATIONS:
             return None
@@ -95,29 +90,15 @@ class WeightForm(ClosedForm):
     @property
     def _kept_mean(self) -> Tensor | None:
         """What A is centred by: the paper's approximation does not centre it."""
-        return None if self._approximate else self._mean
+        return None if self.approximate else self._mean
 
-    def _factors(self) -> tuple[Tensor | None, Tensor | None]:
-        if self._norm is None:
-            self._norm = self._batch_norm_factors()
-        return self._norm
-
-    def _batch_norm_factors(self) -> tuple[Tensor | None, Tensor | None]:
+    def batch_factors(self, norm: Norm) -> Factors:
         """scale (n_out,) and direction (n_out, d)."""
-        norm = self.layer.norm
-        if norm is None:
-            return None, None
-        if norm.running_var is not None:
-            return torch.square(norm.gamma) / (norm.running_var + norm.eps), None
         weight = self.layer.weight.reshape(1, self.layer.n_out, -1)
         products = self._apply(weight, None, None, self._mean)[0]  # A w_i
         var = ((weight[0] * products).sum(-1) / self.layer.places).clamp_min(0)
-        root = torch.sqrt(var + norm.eps)
-        scale = torch.square(norm.gamma / root)
-        if self._approximate:
-            return scale, None
-        remainder = (2 - var / torch.square(root)) / self.layer.places
-        return scale, (norm.gamma / torch.square(root) * remainder.sqrt())[:, None] * products
+        scale, factor = norm.batch_factors(var, self.layer.places)
+        return scale, None if self.approximate else factor[:, None] * products
 
     def _apply(
         self,
@@ -129,19 +110,19 @@ class WeightForm(ClosedForm):
         kernels = closed_forms.kernels()
         centred = self._kept_mean if mean is None else mean
         if self._gram is not None and centred is self._kept_mean:
-            return kernels.gram_hvp(self._gram, rows, scale, direction, self._limit)
+            return kernels.gram_hvp(self._gram, rows, scale, direction, self.memory_limit)
         x, geometry = self._x, self.layer.geometry
-        return kernels.patch_hvp(x, geometry, centred, rows, scale, direction, self._limit)
+        return kernels.patch_hvp(x, geometry, centred, rows, scale, direction, self.memory_limit)
 
     def _make_gram(self, x: Tensor, mean: Tensor | None) -> Tensor:
-        return closed_forms.kernels().patch_gram(x, self.layer.geometry, mean, self._limit)
+        return closed_forms.kernels().patch_gram(x, self.layer.geometry, mean, self.memory_limit)
 
     def _prefers_gram(self, vectors: int) -> bool:
         if self._form != "auto":
             return self._form == "gram"
         size, groups = self.layer.patch_size, self.layer.geometry.groups
         places, n_out = self.layer.places, self.layer.n_out
-        if groups * size * size * self._x.element_size() > self._limit:
+        if groups * size * size * self._x.element_size() > self.memory_limit:
             return False
         # Multiplications; the Gram matrix is symmetric, which its blocks make use of.
         once = 0.6 * groups * places * size * size

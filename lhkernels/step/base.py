@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,13 +13,35 @@ from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
 
+Buffers: TypeAlias = Sequence[Tensor | None]
+"""A momentum buffer per parameter; None before its first step."""
+
+
+class Modifiers(NamedTuple):
+    """What a step may be given beside gradients, buffers and hyperparameters; None is without.
+
+    Attributes:
+        scales: ``s_b``, (B,), instead of those from the set's own norms.
+        grad_scale: 1-element; gradients are divided by it first (GradScaler's scale).
+        found_inf: 1-element; anything but 0 leaves everything as it is.
+        seed: 0-dim int64; rounds bfloat16 and float16 parameters stochastically.
+    """
+
+    scales: Tensor | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    seed: Tensor | None = None
+
+
+UNMODIFIED = Modifiers()
+
 
 class StepSet(ABC):
     """B parameters of one device and dtype, and the rule for their factors.
 
     Between norms and factors there is a seam: :meth:`sq_norms` may be read, combined with those of
-    other sets or ranks, and the factors given to :meth:`step` as ``scales``. Without ``scales`` the
-    set makes them from its own norms, ``s_b = coefficients[b] * sq_norms[b]``.
+    other sets or ranks, and the factors given to :meth:`step` as ``Modifiers(scales=...)``. Without
+    these the set makes them from its own norms, ``s_b = coefficients[b] * sq_norms[b]``.
 
     Args:
         params: dense tensors.
@@ -96,24 +119,17 @@ class StepSet(ABC):
     def step(
         self,
         grads: Sequence[Tensor],
-        buffers: Sequence[Tensor | None],
+        buffers: Buffers,
         h: Hyperparameters,
-        *,
-        scales: Tensor | None = None,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-        seed: Tensor | None = None,
-    ) -> Sequence[Tensor | None]:
+        given: Modifiers = UNMODIFIED,
+    ) -> Buffers:
         """Update the parameters and buffers in place; gradients are never written.
 
         Args:
             grads: a gradient per parameter, of its shape and device.
             buffers: a momentum buffer per parameter; None before its first step.
             h: the hyperparameters.
-            scales: ``s_b``, (B,), instead of those from the set's own norms.
-            grad_scale: 1-element; gradients are divided by it first (GradScaler's scale).
-            found_inf: 1-element; anything but 0 leaves everything as it is.
-            seed: 0-dim int64; rounds bfloat16 and float16 parameters stochastically.
+            given: factors, the gradient scaler's tensors and a seed, where there are any.
 
         Returns:
             The momentum buffers, new ones where there was None and momentum needs one.
@@ -126,35 +142,31 @@ class PlainTorchSet(StepSet):
     def step(
         self,
         grads: Sequence[Tensor],
-        buffers: Sequence[Tensor | None],
+        buffers: Buffers,
         h: Hyperparameters,
-        *,
-        scales: Tensor | None = None,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-        seed: Tensor | None = None,
-    ) -> Sequence[Tensor | None]:
-        if found_inf is not None and found_inf.item() != 0:
+        given: Modifiers = UNMODIFIED,
+    ) -> Buffers:
+        if given.found_inf is not None and given.found_inf.item() != 0:
             return buffers
-        if grad_scale is not None:
-            grads = [grad / grad_scale for grad in grads]
+        if given.grad_scale is not None:
+            grads = [grad / given.grad_scale for grad in grads]
         rounding = None
-        if seed is not None:
+        if given.seed is not None:
             rounding = torch.Generator(self.device)
-            rounding.manual_seed(int(seed))
-        scales = self.scales() if scales is None else scales
+            rounding.manual_seed(int(given.seed))
+        scales = self.scales() if given.scales is None else given.scales
         return self.update(grads, buffers, h, scales, rounding)
 
     @abstractmethod
     def update(
         self,
         grads: Sequence[Tensor],
-        buffers: Sequence[Tensor | None],
+        buffers: Buffers,
         h: Hyperparameters,
         scales: Tensor | None,
         rounding: torch.Generator | None,
-    ) -> Sequence[Tensor | None]:
-        """The step proper; arguments as in :meth:`step`."""
+    ) -> Buffers:
+        """The step proper, of unscaled gradients; ``rounding`` draws for stochastic rounding."""
 
 
 class ReferenceSet(PlainTorchSet):
@@ -165,11 +177,11 @@ class ReferenceSet(PlainTorchSet):
     def update(
         self,
         grads: Sequence[Tensor],
-        buffers: Sequence[Tensor | None],
+        buffers: Buffers,
         h: Hyperparameters,
         scales: Tensor | None,
         rounding: torch.Generator | None,
-    ) -> Sequence[Tensor | None]:
+    ) -> Buffers:
         if torch.is_grad_enabled():  # differentiable: what the graph has saved is not overwritten
             buffers = [None if buffer is None else buffer.clone() for buffer in buffers]
         each = [None] * len(self.params) if scales is None else scales.unbind()

@@ -11,6 +11,7 @@ from torch import Tensor
 from lhkernels import _extension, ops
 from lhkernels.hyperparameters import Hyperparameters, as_scalar
 from lhkernels.plan import Block
+from lhkernels.step.base import Modifiers
 from lhkernels.step.fused import FusedSet
 
 DTYPES = (
@@ -65,10 +66,7 @@ class CppSet(FusedSet):
         buffers: Sequence[Tensor],
         stale: list[int],
         h: Hyperparameters,
-        scales: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-        seed: Tensor | None,
+        given: Modifiers,
     ) -> None:
         self._refresh(stale)
         ops.sgd_step_(
@@ -77,15 +75,15 @@ class CppSet(FusedSet):
             buffers,
             self._norms,
             self.coefficients,
-            scales,
+            given.scales,
             lr=float(as_scalar(h.lr)),
             momentum=h.momentum,
             dampening=h.dampening,
             weight_decay=float(as_scalar(h.weight_decay)),
             nesterov=h.nesterov,
             maximize=h.maximize,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            seed=None if seed is None else int(seed),
+            grad_scale=given.grad_scale,
+            found_inf=given.found_inf,
+            seed=None if given.seed is None else int(given.seed),
             uses_norm=self._uses_norm,
         )

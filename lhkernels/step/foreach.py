@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lhkernels.hyperparameters import Hyperparameters, as_scalar
 from lhkernels.reference import needs_rounding, round_stochastically
-from lhkernels.step.base import PlainTorchSet
+from lhkernels.step.base import Buffers, PlainTorchSet
 
 
 class ForeachSet(PlainTorchSet):
@@ -24,11 +24,11 @@ class ForeachSet(PlainTorchSet):
     def update(
         self,
         grads: Sequence[Tensor],
-        buffers: Sequence[Tensor | None],
+        buffers: Buffers,
         h: Hyperparameters,
         scales: Tensor | None,
         rounding: torch.Generator | None,
-    ) -> Sequence[Tensor | None]:
+    ) -> Buffers:
         amended = scales is not None
         if not needs_rounding(self.params[0], grads, amended, self.momentum_dtype, rounding):
             return _update(self.params, list(grads), buffers, scales, h)
@@ -49,10 +49,10 @@ class ForeachSet(PlainTorchSet):
 def _update(
     params: list[Tensor],
     grads: list[Tensor],
-    buffers: Sequence[Tensor | None],
+    buffers: Buffers,
     scales: Tensor | None,
     h: Hyperparameters,
-) -> Sequence[Tensor | None]:
+) -> Buffers:
     """:func:`lhkernels.reference.update` over lists: the same operations in the same order."""
     lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
     d = list(torch._foreach_neg(grads)) if h.maximize else grads

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
-from lhkernels.step.base import StepSet
+from lhkernels.step.base import UNMODIFIED, Buffers, Modifiers, StepSet
 from lhkernels.step.layout import in_layout_of
 
 Mark: TypeAlias = tuple[int, int, int]  # a weight's storage, address and version
@@ -49,10 +49,7 @@ class FusedSet(StepSet):
         buffers: Sequence[Tensor],
         stale: list[int],
         h: Hyperparameters,
-        scales: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-        seed: Tensor | None,
+        given: Modifiers,
     ) -> None:
         """One step on :attr:`views`, and the norms of what it wrote.
 
@@ -94,14 +91,10 @@ class FusedSet(StepSet):
     def step(
         self,
         grads: Sequence[Tensor],
-        buffers: Sequence[Tensor | None],
+        buffers: Buffers,
         h: Hyperparameters,
-        *,
-        scales: Tensor | None = None,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-        seed: Tensor | None = None,
-    ) -> Sequence[Tensor | None]:
+        given: Modifiers = UNMODIFIED,
+    ) -> Buffers:
         kept: list[Tensor] = []
         if h.momentum != 0:
             kept = [self._buffer(p, buffer) for p, buffer in zip(self.params, buffers, strict=True)]
@@ -113,10 +106,7 @@ class FusedSet(StepSet):
             reals,
             self.stale(),
             h,
-            scales,
-            grad_scale,
-            found_inf,
-            seed,
+            given,
         )
         self.mark()
         return kept

@@ -13,7 +13,7 @@ from torch import Tensor
 from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
-from lhkernels.step.base import StepSet
+from lhkernels.step.base import Modifiers, StepSet
 from lhkernels.step.dispatch import choose
 from lhkernels.step.layout import is_dense
 
@@ -30,6 +30,9 @@ SET_OPTIONS = (
 # What one set has in common: the group's position, device, dtype, gradients' dtype, dense memory,
 # and whether it is the first step.
 Part: TypeAlias = tuple[int, torch.device, torch.dtype, torch.dtype, bool, bool]
+
+# The values of SET_OPTIONS that a set was built from, and the set.
+Kept: TypeAlias = tuple[tuple[Any, ...], StepSet]
 
 
 @dataclass(slots=True)
@@ -53,9 +56,11 @@ class Work:
             self.grads,
             [s.get("momentum_buffer") for s in states] or [None] * len(self.grads),
             self.h,
-            grad_scale=_on(self.params.device, grad_scale),
-            found_inf=_on(self.params.device, found_inf),
-            seed=_on(self.params.device, self.rounding_step),
+            Modifiers(
+                grad_scale=_on(self.params.device, grad_scale),
+                found_inf=_on(self.params.device, found_inf),
+                seed=_on(self.params.device, self.rounding_step),
+            ),
         )
         for s, buffer in zip(states, buffers):
             if buffer is not None:
@@ -66,7 +71,7 @@ class StepSets:
     """The sets of one optimizer, kept while the same parameters have gradients."""
 
     def __init__(self) -> None:
-        self._sets: dict[Part, tuple[tuple, StepSet]] = {}
+        self._sets: dict[Part, Kept] = {}
         self._admitted: set[tuple[int, bool]] = set()
 
     def collect(
@@ -110,12 +115,12 @@ class StepSets:
 
     @staticmethod
     def _keep_or_build(
-        kept: tuple[tuple, StepSet] | None,
+        kept: Kept | None,
         part: Part,
         group: dict[str, Any],
         params: list[Tensor],
         block_of: Callable[[Tensor], Block],
-    ) -> tuple[tuple, StepSet]:
+    ) -> Kept:
         """The options and set of the step before if it has these parameters, else new ones."""
         options = tuple(group[name] for name in SET_OPTIONS)
         if kept is not None and kept[0] == options:
@@ -178,30 +183,6 @@ class StepSets:
                     )
         for params in fresh:
             self._admitted |= params.ids
-
-
-def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
-    """Element-weighted geometric mean of all blocks' factors; None where there is no block."""
-    factors: list[Tensor] = []
-    numels: list[int] = []
-    for params in sets:
-        scales = params.scales()
-        if scales is None or params.blocks is None or params.device.type == "meta":
-            continue
-        for param, block, scale in zip(params.params, params.blocks, scales.unbind()):
-            if block.uses_norm:
-                factors.append(scale)
-                numels.append(param.numel())
-    return float(geometric_mean(factors, numels)) if factors else None
-
-
-def geometric_mean(values: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
-    """Element-weighted geometric mean of 0-dim tensors: a 0-dim float64 CPU tensor or, of tensors
-    on a device, one there (the host does not wait)."""
-    device = values[0].device
-    wide = [value.detach().to(device, torch.float64, non_blocking=True) for value in values]
-    weights = torch.tensor(numels, dtype=torch.float64, device=device)
-    return ((weights * torch.stack(wide).log()).sum() / weights.sum()).exp()
 
 
 def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from lhkernels.hyperparameters import Hyperparameters, as_scalar
 from lhkernels.plan import Block
+from lhkernels.step.base import Modifiers
 from lhkernels.step.fused import FusedSet
 from lhkernels.step.triton_tables import Tables
 
@@ -59,10 +60,7 @@ class TritonSet(FusedSet):
         buffers: Sequence[Tensor],
         stale: list[int],
         h: Hyperparameters,
-        scales: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-        seed: Tensor | None,
+        given: Modifiers,
     ) -> None:
         from lhkernels.step import triton_kernel
 
@@ -84,9 +82,9 @@ class TritonSet(FusedSet):
             as_scalar(h.weight_decay),
             nesterov=h.nesterov,
             maximize=h.maximize,
-            scales=scales,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            seed=seed,
+            scales=given.scales,
+            grad_scale=given.grad_scale,
+            found_inf=given.found_inf,
+            seed=given.seed,
         )
         increment_version([*self.params, *buffers])

@@ -329,6 +329,6 @@ def _number(x: float | Tensor) -> float | Tensor:
     return x if isinstance(x, Tensor) else float(x)
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, whatever its arguments'."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -73,7 +73,16 @@ def test_scaling_is_kept_and_drawn(tmp_path, capsys, monkeypatch):
         lambda device, seconds: scaling.hvp_by_columns(device, seconds, block=small, sizes=(1, 2)),
     )
     options = ["--parts", "step-elements,hvp-columns", "--max-elements", "1e4", "--device", "cpu"]
-    options += ["--seconds", "0.001", "--save", str(tmp_path), "--plots", str(tmp_path / "a")]
+    options += [
+        "--seconds",
+        "0.001",
+        "--passes",
+        "2",
+        "--save",
+        str(tmp_path),
+        "--plots",
+        str(tmp_path / "a"),
+    ]
     assert main(["bench", "scaling", *options]) == 0
     assert "slopes, step-elements: torch fused" in capsys.readouterr().out
     kept = json.loads((tmp_path / "here" / "scaling.json").read_text())
@@ -112,6 +121,7 @@ def test_roofline_is_drawn(tmp_path, monkeypatch, capsys):
         (["scaling", "--parts", "step"], "'step'"),
         (["scaling", "--max-elements", "10"], "--max-elements 10"),
         (["scaling", "--seconds", "nan"], "--seconds nan"),
+        (["scaling", "--passes", "0"], "--passes 0"),
         (["report", "--results", "nowhere"], "nowhere"),
         (["report", "--machine", "abacus", "--results", "."], "abacus"),
         (["report", "--results", "."], "no results"),

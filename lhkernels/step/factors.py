@@ -1,0 +1,74 @@
+"""The blocks' factors as numbers to read, and the constant of ``scale_reference="initial"``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lhkernels.plan import Block
+from lhkernels.reference import norm_dtype, sq_norm
+from lhkernels.step.base import StepSet
+
+
+def block_factors(
+    params: Sequence[Tensor],
+    blocks: Sequence[Block | None],
+    constant: float | None,
+    find_constant: bool,
+) -> list[Tensor]:
+    """``s_b`` of each parameter as it is now, 0-dim, float32 or better; the host does not wait.
+
+    Args:
+        params: on any devices.
+        blocks: their places in the plan; None for plain SGD, whose factor is 1.
+        constant: divides the factors of all blocks, not of plain parameters.
+        find_constant: where ``constant`` is None, take the factors' own geometric mean.
+    """
+    factors: list[Tensor] = []
+    for param, block in zip(params, blocks, strict=True):
+        factor = torch.ones((), dtype=norm_dtype(param.dtype), device=param.device)
+        if block is not None:
+            factor = block.coefficient * (sq_norm(param) if block.uses_norm else factor)
+        factors.append(factor)
+    divisor: float | Tensor | None = constant
+    if constant is None and find_constant:
+        weights = [i for i, block in enumerate(blocks) if block is not None and block.uses_norm]
+        if weights:
+            numels = [params[i].numel() for i in weights]
+            divisor = geometric_mean([factors[i] for i in weights], numels)
+    if divisor is None:
+        return factors
+    return [
+        factor if block is None or block.kind == "plain" else factor / _like(divisor, factor)
+        for factor, block in zip(factors, blocks)
+    ]
+
+
+def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
+    """Element-weighted geometric mean of all blocks' factors; None where there is no block."""
+    factors: list[Tensor] = []
+    numels: list[int] = []
+    for params in sets:
+        scales = params.scales()
+        if scales is None or params.blocks is None or params.device.type == "meta":
+            continue
+        for param, block, scale in zip(params.params, params.blocks, scales.unbind()):
+            if block.uses_norm:
+                factors.append(scale)
+                numels.append(param.numel())
+    return float(geometric_mean(factors, numels)) if factors else None
+
+
+def geometric_mean(values: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
+    """Element-weighted geometric mean of 0-dim tensors: a 0-dim float64 CPU tensor or, of tensors
+    on a device, one there (the host does not wait)."""
+    device = values[0].device
+    wide = [value.detach().to(device, torch.float64, non_blocking=True) for value in values]
+    weights = torch.tensor(numels, dtype=torch.float64, device=device)
+    return ((weights * torch.stack(wide).log()).sum() / weights.sum()).exp()
+
+
+def _like(value: float | Tensor, other: Tensor) -> float | Tensor:
+    return value.to(other.device, other.dtype) if isinstance(value, Tensor) else value
