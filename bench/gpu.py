@@ -15,13 +15,16 @@ import argparse
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from gpu_parts import environment, registry, runner, summary  # noqa: E402
+from gpu_parts import environment, registry, runner, study, summary  # noqa: E402
+
+BUILD = 240  # seconds at most for the C++ extension
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="NAME", help="the study's data set (default: fashion-mnist)")
     p.add_argument("--jobs", type=int, metavar="N", help="the study's runs at a time (default: 2)")
     p.add_argument("--limit", type=float, metavar="S", help="seconds for each part")
-    p.add_argument("--total", type=float, metavar="S", help="seconds for all parts together")
+    p.add_argument(
+        "--total", type=float, metavar="S", help="seconds for all together, the build too"
+    )
     p.add_argument("--archive", type=Path, metavar="F.tar.gz", help="also pack the results into F")
     p.add_argument("--no-build", action="store_true", help="leave the C++ extension as it is")
     p.add_argument("--summary", action="store_true", help="only write summary.md anew")
@@ -64,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.data_folder = args.data_folder.resolve()
         if not args.data_folder.is_dir():
             p.error(f"--data-folder {args.data_folder} is no folder; it holds a data set's files")
-    registry.OPTIONS |= {"data": args.data, "jobs": args.jobs or registry.OPTIONS["jobs"]}
+    study.OPTIONS |= {"data": args.data, "jobs": args.jobs or study.OPTIONS["jobs"]}
     out = choose_out(p, args)
     if args.summary:
         print(summary.write(out))
@@ -75,9 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def execute(parts: list[runner.Part], out: Path, args: argparse.Namespace) -> int:
     """The environment first, then the parts; the summary is brought up to date after each."""
+    start = time.monotonic()
     about = environment.describe(args.dry_run)
-    build = not (args.no_build or args.dry_run)
-    about["C++ extension"] = environment.extension(runner.ROOT, build=build)
+    # Only tests need it: on a GPU the step is Triton's.
+    build = "tests" in (part.name for part in parts) and not (args.no_build or args.dry_run)
+    limit = min(BUILD, args.total / 2) if args.total else BUILD
+    about["C++ extension"] = environment.extension(runner.ROOT, build=build, limit=limit)
+    total = args.total and max(args.total - (time.monotonic() - start), 0.0)
     about["clocks after"] = None
     runner.write_json(out / "environment.json", about)
 
@@ -93,7 +102,7 @@ def execute(parts: list[runner.Part], out: Path, args: argparse.Namespace) -> in
             parts,
             out,
             limit=args.limit,
-            total=args.total,
+            total=total,
             after=keep,
             dry_run=args.dry_run,
             data_folder=args.data_folder,

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from gpu_parts.runner import end
+
 QUERY = (
     "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
-    "power.draw,power.limit,temperature.gpu,persistence_mode,compute_mode"
+    "power.draw,power.limit,temperature.gpu,persistence_mode,compute_mode,mig.mode.current"
 )
 
 
@@ -74,14 +76,18 @@ def extension(root: Path, *, build: bool, limit: float = 240) -> str:
     if shutil.which(compiler) is None:
         return f"not built: there is no compiler {compiler}; before: {state}"
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=root, **pipes, preexec_fn=os.setpgrp)
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=limit)
+        printed, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         return f"not built: the build took more than {limit:.0f} s"
+    finally:
+        end(process)  # compilers too, which would disturb all times
     state = _extension_state(root)
     if state == "loads":
         return "built here, loads"
-    tail = (done.stdout + done.stderr).strip().splitlines()[-1:]
+    tail = printed.strip().splitlines()[-1:]
     return f"the build failed ({' '.join(tail)[:200]}): {state}"
 
 

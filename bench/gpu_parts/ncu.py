@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_parts.runner import Failed, Unavailable
+from gpu_parts.dry import interpreted
+from gpu_parts.predictions import BYTES
+from gpu_parts.runner import Context, Failed, Unavailable
 
 READ, WRITTEN, DURATION = "dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum"
-FOLDERS = ("/usr/local/cuda*/bin", "/opt/nvidia/nsight-compute/*", "/usr/local/NVIDIA-Nsight*")
+FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer",
+           "/opt/nvidia/nsight-compute/*", "/usr/local/NVIDIA-Nsight*")  # fmt: skip
 # Bytes, and seconds; as --print-units base gives them, and as versions without it scale them.
 UNITS = {
     "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "Tbyte": 1e12,
@@ -27,7 +32,6 @@ REMEDIES = {
     "(LibraryNotLoaded); a virtualised runtime may hide it",
     "not compatible with Nsight Compute": "ncu is older or newer than the driver allows",
     "Failed to initialize the profiler": "ncu cannot start its profiler on this machine",
-    "No kernels were profiled": "ncu saw no kernel in the profiled range",
 }
 
 
@@ -60,6 +64,49 @@ def command(program: str, log: Path, target: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
+def part(context: Context) -> None:
+    """DRAM bytes per element of a step of one large tensor, counted by ncu."""
+    cases = context.data["cases"] = {}
+    program = None if context.dry_run else find()
+    for case in BYTES:
+        with context.attempt(case):
+            cases[case] = count(context, program, case)
+        if context.problems and isinstance(context.problems[-1], Unavailable):
+            return  # what is refused to one is refused to all
+        if context.left <= 0:
+            return
+
+
+def count(context: Context, program: str | None, case: str) -> dict[str, Any]:
+    """One case's counts; with no program, only whether its steps run."""
+    target, log = context.path("one-step.json"), context.path("ncu.csv")
+    for path in (target, log):
+        path.unlink(missing_ok=True)
+    driver = ["-m", "gpu_parts.drivers.one_step", "--json", str(target), "--case", case]
+    if program is None:
+        context.python(*driver, "--dry-run", env=interpreted())
+        return {"kernels": None}
+    # One that hangs must leave time for the others.
+    limit = max(60.0, 0.5 * context.left)
+    status = context.execute(command(program, log, [sys.executable, *driver]), limit=limit)
+    text = log.read_text() if log.exists() else ""
+    check_refusal(context.printed() + "\n" + text)
+    if status or not target.exists():
+        errors = [line for line in text.splitlines() if line.startswith("==ERROR==")]
+        said = "; ".join([*errors, context.last_line()])
+        raise Failed(f"ncu exited with {status}: {said}")
+    ran = json.loads(target.read_text())
+    return per_element(parse(text), ran["elements"], ran["steps"])
+
+
+def check_refusal(text: str) -> None:
+    """Raise Unavailable if ncu's remarks, the lines that begin with ``==``, say that it may not."""
+    remarks = "\n".join(line for line in text.splitlines() if line.startswith("=="))
+    for sign, remedy in REMEDIES.items():
+        if sign in remarks:
+            raise Unavailable(remedy)
+
+
 def parse(text: str) -> list[dict[str, Any]]:
     """Kernels in the order of their launches: name, bytes read and written, seconds.
 
@@ -70,10 +117,9 @@ def parse(text: str) -> list[dict[str, Any]]:
         Unavailable: ncu may not or cannot read counters here.
         Failed: there is no kernel, or a metric has no value.
     """
-    remarks = "\n".join(line for line in text.splitlines() if line.startswith("=="))
-    for sign, remedy in REMEDIES.items():
-        if sign in remarks:
-            raise Unavailable(remedy)
+    check_refusal(text)
+    if "No kernels were profiled" in text:
+        raise Unavailable("ncu saw no kernel in the profiled range, though the steps ran")
     lines = [line for line in text.splitlines() if line.startswith('"')]
     kernels: dict[str, dict[str, Any]] = {}
     for row in csv.DictReader(io.StringIO("\n".join(lines))):

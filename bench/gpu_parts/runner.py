@@ -15,14 +15,14 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-GRACE = 5  # seconds that a process has to end by itself
+GRACE = 5  # seconds that a process has to end by itself, once interrupted and once terminated
 
 
 class Failed(Exception):
@@ -64,6 +64,8 @@ class Context:
     data_folder: Path | None = None
     data: dict[str, Any] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
+    problems: list[Failed] = field(default_factory=list)
+    _logged: int = 0  # bytes of the log before the last command
 
     @property
     def device(self) -> str:
@@ -103,7 +105,7 @@ class Context:
         """
         args = [str(word) for word in command]
         shown = " ".join(["python" if word == sys.executable else word for word in args])
-        shown = shown.replace(f"{ROOT}{os.sep}", "")
+        shown = shown.replace(f"{self.out}{os.sep}", "").replace(f"{ROOT}{os.sep}", "")
         self.commands.append(shown)
         seconds = min(self.left, limit or self.left)
         if seconds <= 0:
@@ -120,6 +122,7 @@ class Context:
             log = files.enter_context(self.log.open("a", encoding="utf-8"))
             log.write(f"$ {shown}\n")
             log.flush()
+            self._logged = log.tell()
             sink = files.enter_context(stdout.open("w", encoding="utf-8")) if stdout else log
             try:
                 process = subprocess.Popen(
@@ -141,7 +144,7 @@ class Context:
                     "--limit SECONDS gives each part more"
                 ) from error
             finally:
-                _end(process)
+                end(process)
 
     def python(self, *args: str | Path, **options: Any) -> None:
         """Run ``python ARGS``.
@@ -160,19 +163,24 @@ class Context:
         self.python(*args, stdout=target, **options)
         return _load(target)
 
-    def driver(self, name: str, *args: str, **options: Any) -> Any:
-        """The results of ``gpu_parts.drivers.NAME``, partial ones too if it fails."""
+    def driver(self, name: str, found: dict[str, Any], **options: Any) -> None:
+        """Add the results of ``gpu_parts.drivers.NAME`` to ``found``, partial ones if it fails."""
         target = self.path(f"{name}.json")
         target.unlink(missing_ok=True)
         dry = ["--dry-run"] if self.dry_run else []
         try:
-            self.python("-m", f"gpu_parts.drivers.{name}", "--json", target, *dry, *args, **options)
-        except Failed:
-            if target.exists():
-                with contextlib.suppress(ValueError):
-                    self.data[name] = json.loads(target.read_text())
+            self.python("-m", f"gpu_parts.drivers.{name}", "--json", target, *dry, **options)
+        except BaseException:
+            with contextlib.suppress(Failed):
+                found.update(_load(target))
             raise
-        return _load(target)
+        found.update(_load(target))
+
+    def printed(self) -> str:
+        """What the last command has written to the log."""
+        if not self.log.exists():
+            return ""
+        return self.log.read_bytes()[self._logged :].decode(errors="replace")
 
     def last_line(self) -> str:
         """Of the log; for a message."""
@@ -180,10 +188,20 @@ class Context:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1][:300] if lines else "it says nothing"
 
-    def collect(self, errors: list[str]) -> None:
-        """Fail with all these messages, if there are any."""
-        if errors:
-            raise Failed("; ".join(errors))
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Let the rest of the part go on after a failure; :meth:`conclude` tells it."""
+        try:
+            yield
+        except Failed as error:
+            self.problems.append(type(error)(f"{what}: {error}"))
+
+    def conclude(self) -> None:
+        """Fail with all that went wrong in the part's attempts, if anything did."""
+        kinds = {type(problem) for problem in self.problems}
+        if kinds:
+            kind = OutOfTime if OutOfTime in kinds else kinds.pop() if len(kinds) == 1 else Failed
+            raise kind("; ".join(map(str, self.problems)))
 
 
 def _load(path: Path) -> Any:
@@ -194,14 +212,17 @@ def _load(path: Path) -> Any:
         raise Failed(f"no JSON came out, but {text[:80]!r}") from error
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its children, which are in a group of their own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-            return
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process and its children, which are in a group of their own.
+
+    One that still runs is interrupted first, so that it can save what it has (pytest its report).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None or number == signal.SIGKILL:  # children may outlive it
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
 
 
 def run_part(part: Part, out: Path, *, limit: float, **options: Any) -> dict[str, Any]:
@@ -213,6 +234,7 @@ def run_part(part: Part, out: Path, *, limit: float, **options: Any) -> dict[str
     stop: BaseException | None = None
     try:
         part.run(context)
+        context.conclude()
         record |= {"status": "ok", "message": ""}
     except Failed as error:
         record |= {"status": error.status, "message": str(error)}
@@ -236,14 +258,9 @@ def run_part(part: Part, out: Path, *, limit: float, **options: Any) -> dict[str
 
 
 def run_all(
-    parts: Sequence[Part],
-    out: Path,
-    *,
-    limit: float | None = None,
-    total: float | None = None,
-    after: Callable[[dict[str, Any]], None] = lambda record: None,
-    **options: Any,
-) -> list[dict[str, Any]]:
+    parts: Sequence[Part], out: Path, *, limit: float | None = None, total: float | None = None,
+    after: Callable[[dict[str, Any]], None] = lambda record: None, **options: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Run parts in order; ``after`` is called with each one's record.
 
     ``limit`` replaces every part's time limit; ``total`` limits all of them together, and the parts

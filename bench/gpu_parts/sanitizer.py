@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_parts.runner import Failed, Unavailable
+from gpu_parts import ncu
+from gpu_parts.dry import interpreted
+from gpu_parts.runner import Context, Failed, Unavailable
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 OURS = {"step_kernel", "refresh_kernel", "sq_norm_kernel"}
@@ -17,7 +20,7 @@ REFUSALS = {
     "(Device not supported)",
     "Unable to find injection library": "compute-sanitizer's installation is incomplete",
     "Error: Failed to initialize": "compute-sanitizer cannot start here",
-    "No attachable process found": "compute-sanitizer saw no CUDA process",
+    "terminated before first instrumented API call": "compute-sanitizer saw no CUDA call",
 }
 SUMMARY = {
     "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+)"),
@@ -41,6 +44,49 @@ def command(program: str, tool: str, log: Path, target: Sequence[str]) -> list[s
     ]  # fmt: skip
 
 
+def part(context: Context) -> None:
+    """compute-sanitizer's tools on small steps of every kind."""
+    results = context.data["tools"] = {}
+    driver = context.data["driver"] = {}
+    program = None if context.dry_run else ncu.find("compute-sanitizer")
+    # Once without it, so that all kernels are compiled and the numbers known to be right.
+    context.driver("small_steps", driver, env=None if program else interpreted())
+    for tool in TOOLS if program else ():
+        with context.attempt(tool):
+            found = results[tool] = examine(context, str(program), tool)
+            if found["in_ours"] or found["unattributed"]:
+                raise Failed(f"{found['errors']} errors: {found['kinds']}")
+        if context.problems and isinstance(context.problems[-1], Unavailable):
+            return  # what is refused to one is refused to all
+        if context.left <= 0:
+            return
+
+
+def examine(context: Context, program: str, tool: str) -> dict[str, Any]:
+    """What one tool finds."""
+    log, target = context.path(f"{tool}.txt"), context.path(f"{tool}.json")
+    log.unlink(missing_ok=True)
+    driver = [sys.executable, "-m", "gpu_parts.drivers.small_steps", "--json", str(target)]
+    # Without torch's pool every tensor has an allocation of its own, with bounds to check.
+    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    # One slow tool must leave time for the next.
+    limit = max(60.0, 0.5 * context.left)
+    status = context.execute(command(program, tool, log, driver), env=env, limit=limit)
+    check_refusal(context.printed())
+    found = parse(tool, log.read_text(errors="replace") if log.exists() else "")
+    if status and not found["errors"]:
+        raise Failed(f"the driver exited with {status}: {context.last_line()}")
+    return found
+
+
+def check_refusal(text: str) -> None:
+    """Raise Unavailable if compute-sanitizer's own lines say that it can't work here."""
+    lines = "\n".join(line for line in text.splitlines() if line.startswith("========="))
+    for sign, message in REFUSALS.items():
+        if sign in lines:
+            raise Unavailable(message)
+
+
 def parse(tool: str, text: str) -> dict[str, Any]:
     """Errors by kind and kernel, and how many of them are in this package's kernels.
 
@@ -48,9 +94,7 @@ def parse(tool: str, text: str) -> dict[str, Any]:
         Unavailable: the tool refuses this device.
         Failed: the output has no summary, so that it proves nothing.
     """
-    for sign, message in REFUSALS.items():
-        if sign in text:
-            raise Unavailable(message)
+    check_refusal(text)
     found = SUMMARY[tool].search(text) if tool in SUMMARY else None
     if found:
         errors = int(found[2])

@@ -82,8 +82,26 @@ def tests(data: dict[str, Any]) -> list[str]:
 
 def asm(data: dict[str, Any]) -> list[str]:
     keys = ("kernel", "param", "grad", "momentum", "stochastic", "registers", "spill_bytes")
-    keys += ("resident_warps", "bytes_in_flight")
-    return [f"sm_{data['arch']}", "", *table(keys, [[r[k] for k in keys] for r in data["kernels"]])]
+    keys += ("resident_warps",)
+    heads = ["kernel", "weight", "gradient", "momentum", "stochastic rounding", "registers",
+             "spilled bytes", "resident warps", "in flight, KiB", "loads of 128 bits, narrower",
+             "stores of 128 bits, narrower"]  # fmt: skip
+    rows = [
+        [
+            *(r[k] for k in keys),
+            r["bytes_in_flight"] / 1024,
+            widths(r["loads"]),
+            widths(r["stores"]),
+        ]
+        for r in data["kernels"]
+    ]
+    return [f"sm_{data['arch']}, accesses of a thread in a full tile", "", *table(heads, rows)]
+
+
+def widths(accesses: dict[str, int]) -> str:
+    """128-bit accesses, and all others."""
+    wide = accesses.get("128", 0)
+    return f"{wide}, {sum(accesses.values()) - wide}"
 
 
 def step(data: dict[str, Any]) -> list[str]:
@@ -177,11 +195,12 @@ def sanitizer(data: dict[str, Any]) -> list[str]:
 
 def share(data: dict[str, Any]) -> list[str]:
     heads = ["model", "optimizer", "fwd + bwd, ms", "step, ms", "share", "predicted",
-             "iteration, ms"]  # fmt: skip
+             "measured is", "iteration, ms"]  # fmt: skip
     rows = []
     for r in data["share"]:
         expected = predictions.SHARE.get(r["optimizer"]) if "gpt2" in r["model"] else None
         percent = f"{100 * expected[0]:g} - {100 * expected[1]:g} %" if expected else ""
+        judged = verdict(r["share"], expected) if expected else ""
         rows.append(
             [
                 r["model"],
@@ -190,6 +209,7 @@ def share(data: dict[str, Any]) -> list[str]:
                 r["step_ms"],
                 f"{100 * r['share']:.1f} %",
                 percent,
+                judged,
                 r["iteration_ms"],
             ]
         )
@@ -197,21 +217,35 @@ def share(data: dict[str, Any]) -> list[str]:
 
 
 def graph(data: dict[str, Any]) -> list[str]:
-    return table(list(data["graph"]), [list(data["graph"].values())])
+    heads = {
+        "captured": "captured", "replays": "replays", "same_bits": "same bits as eager steps",
+        "largest_difference": "largest relative difference", "replay_ms": "replay, ms",
+        "eager_ms": "eager step, ms",
+    }  # fmt: skip
+    return table(list(heads.values()), [[data["graph"].get(key) for key in heads]])
 
 
 def compiled(data: dict[str, Any]) -> list[str]:
-    keys = ("optimizer", "lr", "works", "frames_compiled", "recompiles", "graph_breaks",
-            "difference", "compiled_ms", "eager_ms", "error")  # fmt: skip
-    return table(keys, [[r.get(k) for k in keys] for r in data["compile"]])
+    heads = {
+        "optimizer": "optimizer", "lr": "lr is a", "works": "works",
+        "frames_compiled": "frames compiled", "recompiles": "of them for another lr",
+        "graph_breaks": "graph breaks", "difference": "relative difference from eager",
+        "compiled_ms": "compiled, ms", "eager_ms": "eager, ms", "error": "error",
+    }  # fmt: skip
+    return table(list(heads.values()), [[r.get(key) for key in heads] for r in data["compile"]])
 
 
 def hvp(data: dict[str, Any]) -> list[str]:
-    keys = ("case", "contender", "form", "columns", "ms", "ms_product", "speedup",
-            "speedup_product", "peak_bytes", "error")  # fmt: skip
-    rows = data["hvp"]["results"]
-    present = [k for k in keys if any(k in r for r in rows)]
-    return table(present, [[r.get(k) for k in present] for r in rows])
+    heads = ["case", "way", "form", "columns", "fresh, ms", "speed-up", "again, ms", "speed-up",
+             "peak, MiB", "relative error"]  # fmt: skip
+    rows = []
+    for r in data["hvp"]["results"]:
+        peak = r["peak_bytes"]
+        row = [r["case"], r["contender"], r["form"], r["columns"], r["ms"], r["speedup"]]
+        row += [r["ms_product"], r["speedup_product"], peak and peak / 2**20, r["error"]]
+        rows.append(row)
+    note = "Speed-ups are against the best peer: fresh with an operator's one-time part, again "
+    return [f"{note}without. Nothing stands where memory did not suffice.", "", *table(heads, rows)]
 
 
 def scaling(data: dict[str, Any]) -> list[str]:
@@ -224,7 +258,9 @@ def study(data: dict[str, Any]) -> list[str]:
     if "data" not in data:
         return []
     note = f" ({data['note']})" if data.get("note") else ""
-    return [f"Data: {data['data']}{note}. Tables and plots: [{data['out']}]({data['out']})."]
+    where = f"[{data['out']}]({data['out']})"
+    found = f"Tables and plots: {where}." if data.get("summary") else f"Runs so far: {where}."
+    return [f"Data: {data['data']}{note}. {found}"]
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {

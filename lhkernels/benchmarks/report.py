@@ -181,7 +181,7 @@ NOTES = {
     "hvp": "fresh: a new operator and its first product, again: one more; speed-ups are medians "
     "over rounds in alternation, against the best peer of each kind",
     "hvp-all": "speed-ups are against the best peer, medians over rounds in alternation",
-    "slopes": "times are medians of three passes; least squares, log-log, over the upper end: the last three points, of tensors the "
+    "slopes": "least squares, log-log, over the upper end: the last three points, of tensors the "
     "last two",
     "norms": "each timed alone",
     "spectrum": "each timed alone",

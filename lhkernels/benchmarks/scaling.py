@@ -1,7 +1,8 @@
 """How cost grows: steps with tensors and elements, Hessian-vector products with K and the batch.
 
 Each point is one comparison in alternation (:mod:`step`, :mod:`hvp`), made in several passes over
-all points and the median taken: a machine that stalls for seconds spoils one pass. What a power law explains is the upper end of a curve, so slopes are fitted there.
+all points and the median taken: a machine that stalls for seconds spoils one pass. What a power law
+explains is the upper end of a curve, so slopes are fitted there.
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ class Job:
     def save(self, **results: Any) -> None:
         """Add to the results, and write them."""
         self.results |= results
-        self.args.json.write_text(json.dumps(self.results, indent=2) + "\n")
+        draft = self.args.json.with_suffix(".tmp")  # whole, whenever this process is ended
+        draft.write_text(json.dumps(self.results, indent=2) + "\n")
+        draft.replace(self.args.json)
 
     def wait(self) -> None:
         if self.device.type == "cuda":

@@ -23,6 +23,12 @@ COPIES = ("Memcpy", "Memset")
 LARGE = ("transformer-1b",)
 
 
+def is_mark(event: Any) -> bool:
+    """The span that the profiler lays around an optimizer's step, on the device's timeline too."""
+    named = event.name.startswith("Optimizer.")
+    return named or getattr(event, "is_user_annotation", False)
+
+
 def trace(job: Job, opt: torch.optim.Optimizer) -> dict[str, Any]:
     """One step's kernels by name, its copies, and what the device worked, in milliseconds."""
     from torch.profiler import ProfilerActivity, profile
@@ -33,10 +39,8 @@ def trace(job: Job, opt: torch.optim.Optimizer) -> dict[str, Any]:
         job.wait()
     wanted = "CUDA" if on_gpu else "CPU"
     events = [
-        e
-        for e in trace.events()
-        if e.device_type.name == wanted and not (on_gpu and e.name.startswith("Optimizer."))
-    ]  # without the profiler's own mark around an optimizer's step
+        e for e in trace.events() if e.device_type.name == wanted and not (on_gpu and is_mark(e))
+    ]
     copies = [e for e in events if e.name.startswith(COPIES)]
     kernels = [e for e in events if not e.name.startswith(COPIES)]
     names = Counter(e.name[:60] for e in kernels)
