@@ -43,7 +43,7 @@ packages: $(STAMP) ## build wheel and sdist, install each in an environment of i
 	$(PIP) install --quiet -c constraints.txt build
 	$(BIN)/python tools/check_packages.py
 
-bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of cost beside peers (15 minutes)
+bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of cost beside peers (20 minutes)
 	$(BIN)/python -m lhkernels bench step --seconds 5 --save
 	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
 	$(BIN)/python -m lhkernels bench scaling --save
@@ -59,7 +59,7 @@ $(VENV)/.peers: $(STAMP)
 
 # A GPU machine may have no network: what it needs is there already, in .venv or in $(PYTHON).
 gpu: ## everything that needs a GPU, in parts (docs/gpu.md); writes bench/results/<device>/
-	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) bench/gpu.py
+	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) bench/gpu.py $(ARGS)
 
 clean: ## remove .venv, builds and runs
 	rm -rf $(VENV) build dist runs *.egg-info lhkernels/*.so

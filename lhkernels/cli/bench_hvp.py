@@ -69,12 +69,13 @@ def print_case(rows: list[Any]) -> None:
             continue
         peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}"
         print(
-            f"  {name:24}{row.ms:8.2f}{times(row.speedup):8}{row.ms_product:8.2f}"
-            f"{times(row.speedup_product):8}{row.ms_once:7.1f}{peak:>9}{row.error:6.0e}",
+            f"  {name:24}{row.ms:8.{2 if row.ms < 1e4 else 0}f}{times(row.speedup):8}"
+            f"{row.ms_product:8.{2 if row.ms_product < 1e4 else 0}f}{times(row.speedup_product):8}"
+            f"{row.ms_once:7.{1 if abs(row.ms_once) < 1e3 else 0}f}{peak:>9}{row.error:6.0e}",
             flush=True,
         )
 
 
 def times(ratio: float | None) -> str:
     """Such as `` 5.2x``."""
-    return "" if ratio is None else f" {ratio:.3g}x"
+    return "" if ratio is None else f" {ratio:.3g}x" if ratio < 999.5 else f" {ratio:.0f}x"
