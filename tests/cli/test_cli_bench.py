@@ -1,6 +1,7 @@
 """``bench hvp``, ``scaling`` and ``report``: output is read, files are kept, bad input is told."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ def hvp(*options):
 def test_hvp_prints_a_table(capsys):
     assert hvp() == 0
     out, err = capsys.readouterr()
-    assert "conv64: conv2d 3->4 + BN at 4x4, N 5, K 2, dim 108, 3 rounds" in out
+    assert re.search(r"conv64: conv2d 3->4 \+ BN at 4x4, N 5, K 2, dim 108, \d+ rounds", out)
     assert [line.split()[0] for line in out.splitlines()[3:]] == ["lhkernels", "double"]
     assert max(map(len, out.splitlines())) <= 80
     assert "1.0 cores are busy" in err

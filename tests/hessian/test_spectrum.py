@@ -122,15 +122,10 @@ def test_factors_resolve_what_their_gram_matrix_does_not():
 
 def test_the_law_of_the_blocks():
     B = torch.randn(5, 8, dtype=torch.float64)
-    hint = SimpleNamespace(ratio=0.625, variance=2.0, normalized=False)
-    law = spectrum(blocks((B, 2, True, hint), (B, 1, True, hint))).law
-    assert (law.ratio, law.variance, law.normalized) == (0.625, 2.0, False)
-    assert spectrum(blocks((B, 2, True, hint), (B, 1, True, None))).law is None
-    hint = SimpleNamespace(ratio=0.625, variance=None, normalized=True)
-    assert spectrum(blocks((B, 2, True, hint))).law.normalized
-    hint = SimpleNamespace(ratio=0.625, variance=None, normalized=False)
-    law = spectrum(blocks((B, 2, True, hint))).law
-    assert law.mean == pytest.approx(float((B**2).sum()) / 8)
+    law, other = MarchenkoPastur(0.625, variance=2.0), MarchenkoPastur(0.625, normalized=True)
+    assert spectrum(blocks((B, 2, True, law), (B, 1, True, law))).law is law
+    assert spectrum(blocks((B, 2, True, law), (B, 1, True, None))).law is None
+    assert spectrum(blocks((B, 2, True, law), (B, 1, True, other))).law is None
     assert spectrum(torch.eye(3)).law is None
 
 
