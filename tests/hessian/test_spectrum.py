@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from spectrum_cases import KNOWN, Operator, RowOperator, blocks, linspace, with_eigenvalues
+from torch import nn
 
+from lhkernels.hessian import LocalHessian
 from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 from lhkernels.hessian.slq import default_probes
 from lhkernels.hessian.spectrum import spectrum
@@ -127,6 +129,19 @@ def test_the_law_of_the_blocks():
     assert spectrum(blocks((B, 2, True, law), (B, 1, True, None))).law is None
     assert spectrum(blocks((B, 2, True, law), (B, 1, True, other))).law is None
     assert spectrum(torch.eye(3)).law is None
+
+
+def test_a_linear_layer_brings_the_law_of_its_own_variance():
+    layer = nn.Linear(24, 15, dtype=torch.float64)
+    x = torch.randn(40, 24, dtype=torch.float64)
+    S = spectrum(LocalHessian(layer, x, "input"))
+    assert (S.law.ratio, S.law.normalized) == (15 / 24, False)
+    assert S.law.mean == pytest.approx(S.moment(1).value)
+
+    with_bn = nn.Sequential(layer, nn.BatchNorm1d(15, dtype=torch.float64))
+    S = spectrum(LocalHessian(with_bn, x, "input", approximate=True))
+    assert (S.law.ratio, S.law.normalized) == (15 / 24, True)
+    assert spectrum(LocalHessian(with_bn, x, "input")).law is None
 
 
 def test_blocks_that_do_not_add_up_or_are_not_finite():
