@@ -25,11 +25,11 @@ void check_kind(const at::Tensor& tensor, const char* name, size_t index) {
   TORCH_CHECK_VALUE(
       tensor.is_cpu() && tensor.layout() == at::kStrided,
       "lhkernels: ", name, "[", index, "] is a ", tensor.layout(), " tensor on ", tensor.device(),
-      "; the C++ step takes strided tensors on the CPU: step this one without it");
+      "; the C++ step takes strided tensors on the CPU: pass fused=False for its group");
   TORCH_CHECK_TYPE(
       is_known(tensor.scalar_type()),
       "lhkernels: ", name, "[", index, "] has dtype ", tensor.scalar_type(),
-      "; the C++ step takes float32, float64, bfloat16 and float16: step this one without it");
+      "; the C++ step takes float32, float64, bfloat16 and float16: pass fused=False for its group");
 }
 
 void check_companion(
@@ -59,7 +59,7 @@ void check_params(at::TensorList params) {
     TORCH_CHECK_VALUE(
         param.is_non_overlapping_and_dense() || param.numel() == 0,
         "lhkernels: params[", b, "] with sizes ", param.sizes(), " and strides ", param.strides(),
-        " has gaps or overlaps; the C++ step takes dense parameters: step this one without it");
+        " has gaps or overlaps; the C++ step takes dense parameters: pass fused=False for its group");
   }
 }
 
@@ -98,12 +98,16 @@ double read_number(const at::Tensor& tensor, const char* name) {
   return tensor.item().toDouble();
 }
 
-void check_norms(const at::Tensor& sq_norms, size_t count) {
+void check_kept(
+    const std::optional<at::Tensor>& tensor, const char* name, at::ScalarType dtype, size_t count) {
   TORCH_CHECK_VALUE(
-      sq_norms.is_cpu() && sq_norms.scalar_type() == at::kDouble && sq_norms.is_contiguous() &&
-          sq_norms.dim() == 1 && sq_norms.numel() == static_cast<int64_t>(count),
-      "lhkernels: sq_norms has shape ", sq_norms.sizes(), " and dtype ", sq_norms.scalar_type(), " on ",
-      sq_norms.device(), "; it must be contiguous float64 of shape [", count, "] on the CPU");
+      !tensor.has_value() ||
+          (tensor->is_cpu() && tensor->scalar_type() == dtype && tensor->is_contiguous() &&
+           tensor->dim() == 1 && tensor->numel() == static_cast<int64_t>(count)),
+      "lhkernels: ", name, " has shape ", tensor->sizes(), " and dtype ", tensor->scalar_type(),
+      " on ", tensor->device(), "; it must be contiguous ",
+      dtype == at::kDouble ? "float64" : "int64", " of shape [", count,
+      "] on the CPU");
 }
 
 Operand writable(const at::Tensor& tensor) {

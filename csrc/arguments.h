@@ -23,8 +23,9 @@ std::vector<double> read_numbers(const at::Tensor& tensor, const char* name, siz
 
 double read_number(const at::Tensor& tensor, const char* name);
 
-// ||W||_F^2 per parameter, as the caller keeps it from step to step.
-void check_norms(const at::Tensor& sq_norms, size_t count);
+// What the caller keeps from step to step, if anything: contiguous numbers on the CPU.
+void check_kept(
+    const std::optional<at::Tensor>& tensor, const char* name, at::ScalarType dtype, size_t count);
 
 Operand writable(const at::Tensor& tensor);
 Operand read_only(const at::Tensor& tensor);

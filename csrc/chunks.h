@@ -35,14 +35,14 @@ class ChunkTable {
     first_chunk_.push_back(n_chunks_);
   }
 
-  // Calls f(chunk) for every chunk and returns, per tensor, the sum of what f returned.
-  template <typename F>
-  std::vector<double> sum_over_chunks(const F& f) const {
-    std::vector<double> partials(n_chunks_);
+  // Calls f(chunk) for every chunk and returns, per tensor, the sum of the R that f returned.
+  template <typename R, typename F>
+  std::vector<R> sum_over_chunks(const F& f) const {
+    std::vector<R> partials(n_chunks_);
     parallel_over_chunks([&](const Chunk& chunk) {
       partials[first_chunk_[chunk.tensor] + chunk.index] = f(chunk);
     });
-    std::vector<double> sums(numels_.size());
+    std::vector<R> sums(numels_.size());
     for (const auto b : c10::irange(numels_.size())) {
       for (const auto i : c10::irange(first_chunk_[b], first_chunk_[b + 1])) {
         sums[b] += partials[i];

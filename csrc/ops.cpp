@@ -13,9 +13,11 @@ TORCH_LIBRARY(lhkernels, m) {
       "sgd_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
       "Tensor(c!)? sq_norms, Tensor? coefficients, Tensor? scales, *, float lr, float momentum, "
       "float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, "
-      "Tensor? found_inf, int? seed, Tensor? uses_norm) -> ()",
+      "Tensor? found_inf, int? seed, Tensor? streams, Tensor? uses_norm, Tensor(d!)? samples, "
+      "Tensor(e!)? unseen) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def("sq_norms(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("samples(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(
       "patch_gram(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
       "Tensor? mean, int memory_limit) -> Tensor",
@@ -37,6 +39,7 @@ TORCH_LIBRARY(lhkernels, m) {
 TORCH_LIBRARY_IMPL(lhkernels, CPU, m) {
   m.impl("sgd_step_", &lhkernels::sgd_step_);
   m.impl("sq_norms", &lhkernels::sq_norms);
+  m.impl("samples", &lhkernels::samples);
 }
 
 void register_hvp(torch::Library& m) {

@@ -9,6 +9,7 @@
 #include "arguments.h"
 #include "chunks.h"
 #include "operand.h"
+#include "samples.h"
 #include "tile.h"
 
 namespace lhkernels {
@@ -23,6 +24,20 @@ struct Operands {
 struct Parameter {
   Operands operands;
   double scale;
+  uint64_t stream;  // of random bits
+  bool keeps_norm;
+};
+
+// What a step leaves of a chunk for the next one.
+struct Trace {
+  double sq_norm = 0;
+  uint64_t sample = 0;
+
+  Trace& operator+=(const Trace& other) {
+    sq_norm += other.sq_norm;
+    sample += other.sample;
+    return *this;
+  }
 };
 
 struct Options {
@@ -47,14 +62,19 @@ Rule<T> rule_of(const Parameter& parameter, const Options& options) {
       options.nesterov};
 }
 
-// Steps the elements of a chunk; returns the sum of the new weights' squares.
+uint64_t sample_of(const Operand& weight, const Chunk& chunk) {
+  const int64_t n_bytes = (chunk.end - chunk.begin) * weight.element_size;
+  return sample_of_chunk(weight.at(chunk.begin), n_bytes, chunk.index);
+}
+
+// Steps the elements of a chunk.
 template <typename T>
-double step_chunk(const Parameter& parameter, const Options& options, const Chunk& chunk) {
+Trace step_chunk(const Parameter& parameter, const Options& options, const Chunk& chunk) {
   const TileKernels<T>& kernels = tile_kernels<T>();
   const Rule<T> rule = rule_of<T>(parameter, options);
   const auto& [weight, grad, buffer] = parameter.operands;
   const bool rounded = weight.type != c10::CppTypeToScalarType<T>::value;
-  const RandomStream random = random_stream(options.seed.value_or(0), chunk.tensor, chunk.index);
+  const RandomStream random = random_stream(options.seed.value_or(0), parameter.stream, chunk.index);
   alignas(64) std::array<T, kTile> weight_scratch, grad_scratch, buffer_scratch;
   double sum = 0;
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kTile) {
@@ -78,7 +98,7 @@ double step_chunk(const Parameter& parameter, const Options& options, const Chun
     }
     sum += kernels.sq_norm(weight.tile(begin, n, w), n);  // of the weights as stored
   }
-  return sum;
+  return {sum, parameter.keeps_norm ? sample_of(weight, chunk) : 0};
 }
 
 template <typename T>
@@ -99,6 +119,47 @@ ChunkTable chunk_table(at::TensorList params) {
     numels.push_back(param.numel());
   }
   return ChunkTable(std::move(numels));
+}
+
+std::vector<Operand> read_all(at::TensorList tensors) {
+  std::vector<Operand> operands;
+  operands.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) {
+    operands.push_back(read_only(tensor));
+  }
+  return operands;
+}
+
+// Samples of the weights whose norms are kept; 0 for the others, which are not read.
+std::vector<uint64_t> samples_of(at::TensorList params, const std::vector<bool>& kept) {
+  const auto weights = read_all(params);
+  return chunk_table(params).sum_over_chunks<uint64_t>([&](const Chunk& chunk) -> uint64_t {
+    return kept[chunk.tensor] ? sample_of(weights[chunk.tensor], chunk) : 0;
+  });
+}
+
+// Computes the norms anew of weights that are not as the last step left them. `unseen` gets the first
+// one's position, counted from 1.
+void renew_norms(
+    at::TensorList params,
+    const std::vector<bool>& kept,
+    const at::Tensor& samples,
+    const at::Tensor& norms,
+    const std::optional<at::Tensor>& unseen) {
+  const auto found = samples_of(params, kept);
+  const int64_t* expected = samples.const_data_ptr<int64_t>();
+  std::vector<size_t> written;
+  for (const auto b : c10::irange(params.size())) {
+    if (kept[b] && static_cast<int64_t>(found[b]) != expected[b]) {
+      written.push_back(b);
+    }
+  }
+  for (const size_t b : written) {
+    norms.mutable_data_ptr<double>()[b] = sq_norms(params.slice(b, 1)).item().toDouble();
+  }
+  if (!written.empty() && unseen.has_value()) {
+    unseen->fill_(static_cast<int64_t>(written.front()) + 1);
+  }
 }
 
 // s_b of every parameter; 1 for plain SGD.
@@ -123,17 +184,37 @@ std::vector<double> read_factors(
   return factors;
 }
 
-// Which norms to write; gathering them all costs nothing.
-std::vector<bool> read_wanted(
+// Which norms to keep; gathering them all costs nothing.
+std::vector<bool> read_kept(
     const std::optional<at::Tensor>& sq_norms, const std::optional<at::Tensor>& uses_norm, size_t count) {
-  std::vector<bool> wanted(count, sq_norms.has_value());
+  std::vector<bool> kept(count, sq_norms.has_value());
   if (sq_norms.has_value() && uses_norm.has_value()) {
     const auto flags = read_numbers(*uses_norm, "uses_norm", count);
     for (const auto b : c10::irange(count)) {
-      wanted[b] = flags[b] != 0;
+      kept[b] = flags[b] != 0;
     }
   }
-  return wanted;
+  return kept;
+}
+
+// The norms and samples of the weights as they are now.
+void keep(
+    const std::vector<Trace>& traces,
+    const std::vector<bool>& kept,
+    const at::Tensor& sq_norms,
+    const std::optional<at::Tensor>& samples) {
+  sq_norms.unsafeGetTensorImpl()->bump_version();
+  double* norms = sq_norms.mutable_data_ptr<double>();
+  for (const auto b : c10::irange(traces.size())) {
+    norms[b] = kept[b] ? traces[b].sq_norm : norms[b];
+  }
+  if (samples.has_value()) {
+    samples->unsafeGetTensorImpl()->bump_version();
+    int64_t* hashes = samples->mutable_data_ptr<int64_t>();
+    for (const auto b : c10::irange(traces.size())) {
+      hashes[b] = static_cast<int64_t>(traces[b].sample);
+    }
+  }
 }
 
 // As torch's own in-place operations do, so that autograd and whoever caches a norm notice. Custom
@@ -148,18 +229,22 @@ void bump_versions(at::TensorList tensors) {
 
 at::Tensor sq_norms(at::TensorList params) {
   check_params(params);
-  std::vector<Operand> weights;
-  weights.reserve(params.size());
-  for (const at::Tensor& param : params) {
-    weights.push_back(read_only(param));
-  }
-  const auto sums = chunk_table(params).sum_over_chunks([&](const Chunk& chunk) {
+  const auto weights = read_all(params);
+  const auto sums = chunk_table(params).sum_over_chunks<double>([&](const Chunk& chunk) {
     const Operand& weight = weights[chunk.tensor];
     return weight.type == at::kDouble ? sq_norm_of_chunk<double>(weight, chunk)
                                       : sq_norm_of_chunk<float>(weight, chunk);
   });
   at::Tensor result = at::empty({static_cast<int64_t>(sums.size())}, at::kDouble);
   std::copy(sums.begin(), sums.end(), result.mutable_data_ptr<double>());
+  return result;
+}
+
+at::Tensor samples(at::TensorList params) {
+  check_params(params);
+  const auto found = samples_of(params, std::vector<bool>(params.size(), true));
+  at::Tensor result = at::empty({static_cast<int64_t>(found.size())}, at::kLong);
+  std::copy(found.begin(), found.end(), result.mutable_data_ptr<int64_t>());
   return result;
 }
 
@@ -179,45 +264,54 @@ void sgd_step_(
     const std::optional<at::Tensor>& grad_scale,
     const std::optional<at::Tensor>& found_inf,
     std::optional<int64_t> seed,
-    const std::optional<at::Tensor>& uses_norm) {
+    const std::optional<at::Tensor>& streams,
+    const std::optional<at::Tensor>& uses_norm,
+    const std::optional<at::Tensor>& samples,
+    const std::optional<at::Tensor>& unseen) {
+  const size_t count = params.size();
   check_params(params);
   check_companions(params, grads, momentum_buffers, momentum);
-  if (sq_norms.has_value()) {
-    check_norms(*sq_norms, params.size());
-  }
-  const auto factors = read_factors(scales, coefficients, sq_norms, params.size());
-  const auto wanted = read_wanted(sq_norms, uses_norm, params.size());
+  check_kept(sq_norms, "sq_norms", at::kDouble, count);
+  check_kept(samples, "samples", at::kLong, count);
+  check_kept(streams, "streams", at::kLong, count);
+  TORCH_CHECK_VALUE(
+      sq_norms.has_value() || !samples.has_value(),
+      "lhkernels: samples without sq_norms; pass both, or neither");
+  const auto kept = read_kept(sq_norms, uses_norm, count);
   const double divisor = grad_scale.has_value() ? read_number(*grad_scale, "grad_scale") : 1;
   const bool overflow = found_inf.has_value() && read_number(*found_inf, "found_inf") != 0;
   if (overflow || params.empty()) {
     return;
   }
+  if (samples.has_value()) {
+    renew_norms(params, kept, *samples, *sq_norms, unseen);
+  }
+  const auto factors = read_factors(scales, coefficients, sq_norms, count);
   const Options options{
       lr, momentum, dampening, weight_decay, (maximize ? -1 : 1) / divisor, nesterov, seed};
 
   bump_versions(params);
   bump_versions(momentum_buffers);
+  const int64_t* stream = streams.has_value() ? streams->const_data_ptr<int64_t>() : nullptr;
   std::vector<Parameter> parameters;
-  parameters.reserve(params.size());
-  for (const auto b : c10::irange(params.size())) {
+  parameters.reserve(count);
+  for (const auto b : c10::irange(count)) {
     const Operand buffer = momentum_buffers.empty() ? Operand{} : writable(momentum_buffers[b]);
     parameters.push_back(
-        {{writable(params[b]), read_only(grads[b]), buffer}, factors[b]});
+        {{writable(params[b]), read_only(grads[b]), buffer},
+         factors[b],
+         stream == nullptr ? b : static_cast<uint64_t>(stream[b]),
+         samples.has_value() && kept[b]});
   }
 
   const bool in_float64 = params[0].scalar_type() == at::kDouble;
-  const auto sums = chunk_table(params).sum_over_chunks([&](const Chunk& chunk) {
+  const auto traces = chunk_table(params).sum_over_chunks<Trace>([&](const Chunk& chunk) {
     const Parameter& parameter = parameters[chunk.tensor];
     return in_float64 ? step_chunk<double>(parameter, options, chunk)
                       : step_chunk<float>(parameter, options, chunk);
   });
-
   if (sq_norms.has_value()) {
-    sq_norms->unsafeGetTensorImpl()->bump_version();
-    double* norms = sq_norms->mutable_data_ptr<double>();
-    for (const auto b : c10::irange(params.size())) {
-      norms[b] = wanted[b] ? sums[b] : norms[b];
-    }
+    keep(traces, kept, *sq_norms, samples);
   }
 }
 

@@ -10,6 +10,8 @@ namespace lhkernels {
 
 at::Tensor sq_norms(at::TensorList params);
 
+at::Tensor samples(at::TensorList params);
+
 void sgd_step_(
     at::TensorList params,
     at::TensorList grads,
@@ -26,6 +28,9 @@ void sgd_step_(
     const std::optional<at::Tensor>& grad_scale,
     const std::optional<at::Tensor>& found_inf,
     std::optional<int64_t> seed,
-    const std::optional<at::Tensor>& uses_norm);
+    const std::optional<at::Tensor>& streams,
+    const std::optional<at::Tensor>& uses_norm,
+    const std::optional<at::Tensor>& samples,
+    const std::optional<at::Tensor>& unseen);
 
 }  // namespace lhkernels

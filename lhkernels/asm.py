@@ -216,11 +216,11 @@ def _compile(variant: Variant, arch: int) -> dict[str, Any]:
     }  # fmt: skip
     types = {
         "pointers": "*i64", "extents": "*i64", "owners": "*i32", "partials": "*fp32",
-        "parity": "i32", "chunks": "i32", "ids": "*i32", "coefficients": "*fp32",
+        "parity": "i32", "chunks": "i32", "unseen": "*i32", "ids": "*i32", "coefficients": "*fp32",
         "lr": "fp32", "momentum": "fp32", "dampening": "fp32", "weight_decay": "fp32",
     }  # fmt: skip
     if variant.stochastic:
-        types["seed"] = "i32"
+        types |= {"seed": "i32", "streams": "*i64"}
     names = kernel.arg_names
     source = ASTSource(
         fn=kernel,

@@ -27,6 +27,16 @@ def sq_norms(params: Sequence[Tensor]) -> Tensor:
     return torch.ops.lhkernels.sq_norms.default(params)
 
 
+def samples(params: Sequence[Tensor]) -> Tensor:
+    """A hash of a few cache lines of each tensor, (B,) int64: 4 KiB of every 65,536 elements.
+
+    :func:`sgd_step_` leaves the same for the weights it wrote, and knows by it that somebody else
+    has written them since. It sees whole tensors of up to 4 KiB; in larger ones it misses writes
+    that leave those lines as they were.
+    """
+    return torch.ops.lhkernels.samples.default(params)
+
+
 def sgd_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -44,7 +54,10 @@ def sgd_step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     seed: int | None = None,
+    streams: Tensor | None = None,
     uses_norm: Tensor | None = None,
+    samples: Tensor | None = None,
+    unseen: Tensor | None = None,
 ) -> None:
     r"""One step of B >= 1 parameters, in place; gradients are never written.
 
@@ -67,7 +80,11 @@ def sgd_step_(
         grad_scale: 1 element; gradients are divided by it.
         found_inf: 1 element; anything but 0 leaves everything as it is.
         seed: for stochastic rounding of bfloat16 and float16 parameters; None rounds to nearest.
+        streams: (B,) int64, the tensors' numbers in the random draws; default: their positions.
         uses_norm: (B,); only where it is not 0 is ``sq_norms`` written.
+        samples: (B,) int64, :func:`samples` of the weights that ``sq_norms`` are of; on return
+            those of the new weights. A norm whose weight has another sample is computed anew.
+        unseen: 1 int64; set to 1 + the position of the first weight that had another sample.
     """
     torch.ops.lhkernels.sgd_step_.default(
         params,
@@ -85,7 +102,10 @@ def sgd_step_(
         grad_scale=grad_scale,
         found_inf=found_inf,
         seed=seed,
+        streams=streams,
         uses_norm=uses_norm,
+        samples=samples,
+        unseen=unseen,
     )
 
 
@@ -133,6 +153,7 @@ def input_hvp(
 def register_fakes() -> None:
     """Tell torch the shape of what the loaded operators return."""
     torch.library.register_fake("lhkernels::sq_norms", _fake_sq_norms)
+    torch.library.register_fake("lhkernels::samples", _fake_samples)
     torch.library.register_fake("lhkernels::sgd_step_", _fake_sgd_step_)
     torch.library.register_fake("lhkernels::patch_gram", _fake_patch_gram)
     torch.library.register_fake("lhkernels::gram_hvp", _fake_gram_hvp)
@@ -142,6 +163,10 @@ def register_fakes() -> None:
 
 def _fake_sq_norms(params: Sequence[Tensor]) -> Tensor:
     return torch.empty(len(params), dtype=torch.float64)
+
+
+def _fake_samples(params: Sequence[Tensor]) -> Tensor:
+    return torch.empty(len(params), dtype=torch.int64)
 
 
 def _fake_sgd_step_(*args: object, **options: object) -> None:

@@ -104,9 +104,7 @@ def update(
     lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
     d = -grad if h.maximize else grad
     if isinstance(weight_decay, Tensor):
-        d = (
-            d + param.clone() * weight_decay
-        )  # a graph, if there is one, keeps this product's factors
+        d = d + decay(param, weight_decay)
     elif weight_decay != 0:
         d = d.add(param, alpha=weight_decay)
     if scale is not None:
@@ -124,6 +122,12 @@ def update(
     return buffer
 
 
+def decay(param: Tensor, weight_decay: Tensor) -> Tensor:
+    """``weight_decay * W``; 0 where ``weight_decay`` is, even if W is infinite."""
+    # The clone: a graph, if there is one, keeps this product's factors.
+    return torch.where(weight_decay == 0, 0.0, param.clone() * weight_decay)
+
+
 def step(
     param: Tensor,
     grad: Tensor,
@@ -139,7 +143,7 @@ def step(
     a ``momentum_dtype`` keeps torch's arithmetic, rounding after every operation. With a
     ``rounding`` generator, parameters of lower precision than float32 are rounded stochastically.
     """
-    if not needs_rounding(param, [grad], scale is not None, momentum_dtype, rounding):
+    if not needs_rounding(param, [grad], scale is not None, momentum_dtype, rounding is not None):
         return update(param, grad, buffer, scale, h)
     working = torch.promote_types(param.dtype, norm_dtype(param.dtype))
     wide = param.to(working, copy=True)
@@ -155,11 +159,11 @@ def needs_rounding(
     grads: Sequence[Tensor],
     amended: bool,
     momentum_dtype: torch.dtype | None,
-    rounding: torch.Generator | None,
+    stochastic: bool,
 ) -> bool:
     """Whether a step must go through a wider dtype (all parameters are of ``param``'s dtype)."""
     dtype = param.dtype
-    if rounding is not None or (momentum_dtype or dtype) != dtype:
+    if stochastic or (momentum_dtype or dtype) != dtype:
         return True
     if any(grad.dtype != dtype for grad in grads):
         return True

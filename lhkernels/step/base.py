@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
@@ -24,7 +25,8 @@ class Modifiers(NamedTuple):
         scales: ``s_b``, (B,), instead of those from the set's own norms.
         grad_scale: 1-element; gradients are divided by it first (GradScaler's scale).
         found_inf: 1-element; anything but 0 leaves everything as it is.
-        seed: 0-dim int64; rounds bfloat16 and float16 parameters stochastically.
+        seed: 0-dim int64; rounds bfloat16 and float16 parameters stochastically, each with draws of
+            its own (:func:`stream_of`).
     """
 
     scales: Tensor | None = None
@@ -46,6 +48,7 @@ class StepSet(ABC):
     Args:
         params: dense tensors.
         blocks: their places in the plan; None for plain SGD.
+        names: of the parameters, or their positions in the optimizer; default: those in the set.
         momentum_dtype: of the momentum buffers; None for the parameters' own.
         capturable: the step may be captured in a CUDA graph.
     """
@@ -57,6 +60,7 @@ class StepSet(ABC):
         params: Sequence[Tensor],
         blocks: Sequence[Block] | None,
         *,
+        names: Sequence[str | int] | None = None,
         momentum_dtype: torch.dtype | None = None,
         capturable: bool = False,
     ) -> None:
@@ -70,6 +74,8 @@ class StepSet(ABC):
         self.ids = frozenset((id(param), blocks is not None) for param in params)
         self.device = params[0].device
         self.blocks = blocks
+        self.names = list(range(len(self.params)) if names is None else names)
+        self.streams = [stream_of(name) for name in self.names]
         self.momentum_dtype = momentum_dtype
         self.capturable = capturable
         self.norm_dtype = self.norm_dtype_for(params[0].dtype)
@@ -136,6 +142,15 @@ class StepSet(ABC):
         """
 
 
+def stream_of(name: str | int) -> int:
+    """A parameter's stream of random bits, in [0, 2^62): a hash of its name, or of its position.
+
+    Wherever it lies, in whichever group, set or optimizer, it has the draws of this name, so that
+    no two parameters share them and a resumed run repeats them.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=8).digest(), "big") >> 2
+
+
 class PlainTorchSet(StepSet):
     """A set stepped by PyTorch's own operations; the host reads ``found_inf``, if there is one."""
 
@@ -148,12 +163,17 @@ class PlainTorchSet(StepSet):
     ) -> Buffers:
         if given.found_inf is not None and given.found_inf.item() != 0:
             return buffers
-        if given.grad_scale is not None:
-            grads = [grad / given.grad_scale for grad in grads]
+        if given.grad_scale is not None:  # widened first: float16 would lose what is unscaled
+            grads = [
+                grad.to(torch.promote_types(grad.dtype, torch.float32)) / given.grad_scale
+                for grad in grads
+            ]
         rounding = None
         if given.seed is not None:
-            rounding = torch.Generator(self.device)
-            rounding.manual_seed(int(given.seed))
+            rounding = [
+                torch.Generator(self.device).manual_seed(stream ^ int(given.seed))
+                for stream in self.streams
+            ]
         scales = self.scales() if given.scales is None else given.scales
         return self.update(grads, buffers, h, scales, rounding)
 
@@ -164,9 +184,10 @@ class PlainTorchSet(StepSet):
         buffers: Buffers,
         h: Hyperparameters,
         scales: Tensor | None,
-        rounding: torch.Generator | None,
+        rounding: Sequence[torch.Generator] | None,
     ) -> Buffers:
-        """The step proper, of unscaled gradients; ``rounding`` draws for stochastic rounding."""
+        """The step proper, of unscaled gradients; ``rounding``, one for each parameter, draws for
+        stochastic rounding."""
 
 
 class ReferenceSet(PlainTorchSet):
@@ -180,12 +201,15 @@ class ReferenceSet(PlainTorchSet):
         buffers: Buffers,
         h: Hyperparameters,
         scales: Tensor | None,
-        rounding: torch.Generator | None,
+        rounding: Sequence[torch.Generator] | None,
     ) -> Buffers:
         if torch.is_grad_enabled():  # differentiable: what the graph has saved is not overwritten
             buffers = [None if buffer is None else buffer.clone() for buffer in buffers]
-        each = [None] * len(self.params) if scales is None else scales.unbind()
+        nothing = [None] * len(self.params)
+        each = nothing if scales is None else scales.unbind()
         return [
-            reference.step(param, grad, buffer, scale, h, self.momentum_dtype, rounding)
-            for param, grad, buffer, scale in zip(self.params, grads, buffers, each, strict=True)
+            reference.step(param, grad, buffer, scale, h, self.momentum_dtype, draws)
+            for param, grad, buffer, scale, draws in zip(
+                self.params, grads, buffers, each, rounding or nothing, strict=True
+            )
         ]

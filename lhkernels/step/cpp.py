@@ -33,8 +33,13 @@ class CppSet(FusedSet):
         self, params: Sequence[Tensor], blocks: Sequence[Block] | None, **options: Any
     ) -> None:
         super().__init__(params, blocks, **options)
-        self._norms = None if blocks is None else torch.ones(len(params), dtype=torch.float64)
+        self._norms = self._samples = None
+        if blocks is not None:
+            self._norms = torch.ones(len(params), dtype=torch.float64)
+            self._samples = torch.zeros(len(params), dtype=torch.int64)
         self._uses_norm = torch.tensor(self.uses_norm)
+        self._streams = torch.tensor(self.streams)
+        self._unseen = torch.zeros(1, dtype=torch.int64)  # 1 + a position
 
     @staticmethod
     def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -57,8 +62,18 @@ class CppSet(FusedSet):
     def _refresh(self, stale: list[int]) -> None:
         if stale:
             assert self._norms is not None
+            assert self._samples is not None
             views = self.views
-            self._norms[stale] = ops.sq_norms([views[i].detach() for i in stale])
+            weights = [views[i].detach() for i in stale]
+            self._norms[stale] = ops.sq_norms(weights)
+            self._samples[stale] = ops.samples(weights)
+
+    def unseen(self) -> int | None:
+        found = int(self._unseen)
+        if found == 0:
+            return None
+        self._unseen.zero_()
+        return found - 1
 
     def launch(
         self,
@@ -85,5 +100,8 @@ class CppSet(FusedSet):
             grad_scale=given.grad_scale,
             found_inf=given.found_inf,
             seed=None if given.seed is None else int(given.seed),
+            streams=self._streams,
             uses_norm=self._uses_norm,
+            samples=self._samples,
+            unseen=self._unseen,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lhkernels.hyperparameters import Hyperparameters, as_scalar
-from lhkernels.reference import needs_rounding, round_stochastically
+from lhkernels.reference import decay, needs_rounding, round_stochastically
 from lhkernels.step.base import Buffers, PlainTorchSet
 
 
@@ -27,10 +27,12 @@ class ForeachSet(PlainTorchSet):
         buffers: Buffers,
         h: Hyperparameters,
         scales: Tensor | None,
-        rounding: torch.Generator | None,
+        rounding: Sequence[torch.Generator] | None,
     ) -> Buffers:
         amended = scales is not None
-        if not needs_rounding(self.params[0], grads, amended, self.momentum_dtype, rounding):
+        if not needs_rounding(
+            self.params[0], grads, amended, self.momentum_dtype, rounding is not None
+        ):
             return _update(self.params, list(grads), buffers, scales, h)
         dtype = self.params[0].dtype
         working, stored = torch.promote_types(dtype, self.norm_dtype), self.momentum_dtype or dtype
@@ -38,7 +40,9 @@ class ForeachSet(PlainTorchSet):
         wide = [None if buffer is None else buffer.to(working, copy=True) for buffer in buffers]
         new = _update(params, [grad.to(working) for grad in grads], wide, scales, h)
         if rounding is not None:
-            params = [round_stochastically(param, dtype, rounding) for param in params]
+            params = [
+                round_stochastically(*each) for each in zip(params, [dtype] * len(params), rounding)
+            ]
         torch._foreach_copy_(self.params, params)
         return [
             result if result is None else (result.to(stored) if old is None else old.copy_(result))
@@ -57,7 +61,7 @@ def _update(
     lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
     d = list(torch._foreach_neg(grads)) if h.maximize else grads
     if isinstance(weight_decay, Tensor):
-        d = list(torch._foreach_add(d, list(torch._foreach_mul(params, weight_decay))))
+        d = list(torch._foreach_add(d, [decay(param, weight_decay) for param in params]))
     elif weight_decay != 0:
         d = list(torch._foreach_add(d, params, alpha=weight_decay))
     if scales is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -23,7 +24,8 @@ class FusedSet(StepSet):
 
     A carried norm is valid while nobody else wrote the weight: each weight is marked with its
     storage, address and version after the step, and those whose mark has changed are recomputed
-    before the next one (docs/step.md).
+    before the next one. Writes that change no mark are found by the kernel, in what it reads; from
+    then on every step recomputes the norms (docs/step.md).
     """
 
     def __init__(
@@ -58,12 +60,21 @@ class FusedSet(StepSet):
         versions of what it writes.
         """
 
+    @abstractmethod
+    def unseen(self) -> int | None:
+        """The position of a weight that a kernel has found written by somebody else, if any.
+
+        Answers once for each time it is found. On a GPU the answer may come some steps late: the
+        host does not wait for it.
+        """
+
     @property
     def views(self) -> list[Tensor]:
         """The parameters as dense real tensors."""
         return [_real(p) for p in self.params] if self.params[0].is_complex() else self.params
 
     def invalidate_norms(self) -> None:
+        self.carries = True
         self._marks: list[Mark] = [(0, 0, -1)] * len(self._weights)
         self._seen = self._marks
         self._storages: list[StorageWeakRef] = []
@@ -72,6 +83,8 @@ class FusedSet(StepSet):
         """The weights that somebody else wrote since the last step."""
         params = self.params
         self._seen = [_mark(params[i]) for i in self._weights]
+        if not self.carries:
+            return self._weights
         if self._seen == self._marks:
             return []
         return [i for i, a, b in zip(self._weights, self._marks, self._seen) if a != b]
@@ -102,14 +115,35 @@ class FusedSet(StepSet):
         if self.params[0].is_complex():
             real, reals = [_real(grad) for grad in grads], [_real(buffer) for buffer in kept]
         self.launch(
-            [in_layout_of(grad, view) for grad, view in zip(real, self.views, strict=True)],
+            [
+                in_layout_of(grad.resolve_neg(), view)
+                for grad, view in zip(real, self.views, strict=True)
+            ],
             reals,
             self.stale(),
             h,
             given,
         )
         self.mark()
+        if self._weights and self.carries and not torch.compiler.is_compiling():
+            self._look_for_unseen_writes()
         return kept
+
+    def _look_for_unseen_writes(self) -> None:
+        found = self.unseen()
+        if found is None:
+            return
+        self.carries = False
+        warnings.warn(
+            f"parameter {self.names[found]!r} has been written since the last step without its "
+            "version counter (through p.data, a NumPy view or shared memory, as "
+            "nn.utils.vector_to_parameters does), so the norm kept from that step was not this "
+            "weight's. Every step now computes norms anew, with one more read of the weights: "
+            "write to parameters themselves under torch.no_grad(), or call "
+            "optimizer.invalidate_norms() after such writes",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def _buffer(self, param: Tensor, buffer: Tensor | None) -> Tensor:
         """The momentum buffer in the parameter's layout; zeros before the first step."""

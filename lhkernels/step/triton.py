@@ -15,6 +15,9 @@ from lhkernels.step.base import Modifiers
 from lhkernels.step.fused import FusedSet
 from lhkernels.step.triton_tables import Tables
 
+LOOK_EVERY = 16
+"""Steps between two looks at what the kernel says of writes that nobody announced."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
 
 
@@ -28,7 +31,11 @@ class TritonSet(FusedSet):
     ) -> None:
         super().__init__(params, blocks, **options)
         uses_norm = None if blocks is None else self.uses_norm
-        self._tables = Tables(self.views, uses_norm=uses_norm, capturable=self.capturable)
+        self._tables = Tables(
+            self.views, uses_norm=uses_norm, streams=self.streams, capturable=self.capturable
+        )
+        self._steps = 0
+        self._copied: Tensor | None = None  # of the tables' `unseen`, some steps ago
 
     @staticmethod
     def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -53,6 +60,30 @@ class TritonSet(FusedSet):
             triton_kernel.refresh_norms(self._tables, stale)
             self.mark()
         return triton_kernel.sq_norms(self._tables)
+
+    def unseen(self) -> int | None:
+        flag = self._tables.unseen
+        if flag is None:
+            return None
+        found = self._look(flag) if flag.device.type == "cuda" else int(flag)
+        if not found:
+            return None
+        flag.zero_()
+        return found - 1
+
+    def _look(self, flag: Tensor) -> int:
+        """What a copy that was begun :data:`LOOK_EVERY` steps ago has brought, without a wait."""
+        self._steps += 1
+        if self._steps % LOOK_EVERY or torch.cuda.is_current_stream_capturing():
+            return 0
+        if self._copied is None:
+            self._copied = torch.zeros(1, dtype=flag.dtype).pin_memory()
+        found = int(self._copied)
+        if found:
+            self._copied.zero_()
+        else:
+            self._copied.copy_(flag, non_blocking=True)
+        return found
 
     def launch(
         self,

@@ -30,8 +30,8 @@ from torch import Tensor
 from lhkernels.step.triton_tables import Tables
 
 # With tiles of 1024 elements, 8 for each of 128 threads: one 128-bit access of bfloat16, or two of
-# float32. A thread requests 48 bytes or more before it waits, and with 56 registers for each, 1152
-# threads of a multiprocessor do so at a time: 54 KiB in flight, where an H100 needs 32 to 64 to
+# float32. A thread requests 48 bytes or more before it waits, and with 72 registers for each, 896
+# threads of a multiprocessor do so at a time: 42 KiB in flight, where an H100 needs 32 to 64 to
 # cover its memory's latency (`lhkernels asm` counts them). Larger tiles take more registers.
 NUM_WARPS = 4
 NORM_LANES = tl.constexpr(1024)
@@ -47,7 +47,6 @@ DTYPES: dict[torch.dtype | None, Any] = {
 @triton.jit
 def _value(x):
     """A number of the host's as it is; one on the device, loaded."""
-    x = tl.core.to_tensor(x)
     if x.dtype.is_ptr():
         x = tl.load(x)
     return x
@@ -103,15 +102,16 @@ def _tile(address, elements, DTYPE: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _random_bits(seed, b, element, TILE: tl.constexpr):
-    """Random uint32 for ``element ...`` of tensor b: Philox, one call for 4 elements.
+def _random_bits(seed, stream, element, TILE: tl.constexpr):
+    """Random uint32 for ``element ...`` of a tensor: Philox, one call for 4 elements.
 
     7 of its usual 10 rounds pass the same statistical tests (Salmon et al., SC 2011, table 2).
     """
     call = element // 4 + tl.arange(0, TILE // 4)
     zero = tl.zeros((TILE // 4,), tl.uint32)
     low, high = call.to(tl.uint32), (call >> 32).to(tl.uint32)
-    x0, x1, x2, x3 = tl.philox(seed, low, high, zero + b.to(tl.uint32), zero, 7)
+    ours, theirs = zero + stream.to(tl.uint32), zero + (stream >> 32).to(tl.uint32)
+    x0, x1, x2, x3 = tl.philox(seed, low, high, ours, theirs, 7)
     return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (TILE,))
 
 
@@ -139,10 +139,10 @@ def _round(x, DTYPE: tl.constexpr):
 
 
 # No argument is specialised on its value: no other lr, number of chunks or address recompiles.
-@triton.jit(do_not_specialize=list(range(15)))
+@triton.jit(do_not_specialize=list(range(17)))
 def step_kernel(
-    pointers, extents, owners, coefficients, partials, parity, chunks,
-    lr, momentum, dampening, weight_decay, scales, grad_scale, found_inf, seed,
+    pointers, extents, owners, coefficients, partials, parity, chunks, unseen,
+    lr, momentum, dampening, weight_decay, scales, grad_scale, found_inf, seed, streams,
     PARAM: tl.constexpr, GRAD: tl.constexpr, BUFFER: tl.constexpr,
     NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -151,6 +151,8 @@ def step_kernel(
     Every product with a sum is an explicit fma, so that all variants of this kernel round alike.
     Gradient and momentum are evict_first: nobody reads them before the next backward pass, but the
     next forward pass reads W, from L2 if it is still there.
+
+    The weights read are squared too: another sum than the last step left is somebody else's write.
     """
     chunk = tl.program_id(0)
     b, start, count, full = _locate(chunk, pointers, extents, owners, TILE)
@@ -175,12 +177,14 @@ def step_kernel(
         share = 1 - _value(dampening).to(tl.float32)
     if seed is not None:
         seed = _value(seed).to(tl.int64)
+        stream = tl.load(streams + b)
     if scales is not None:
         s = tl.load(scales + b).to(tl.float32)
     elif coefficients is not None:
         s = tl.load(coefficients + b) * _sq_norm(b, extents, old, NORM_LANES)
 
     acc = tl.zeros((TILE,), tl.float32)
+    read = tl.zeros((TILE,), tl.float32)
     tile = 0
     for MASKED in tl.static_range(2):  # a loop over the full tiles, and one over what is left
         end = tl.cdiv(count, TILE) if MASKED else full
@@ -191,7 +195,10 @@ def step_kernel(
             g_tile = _tile(g_address, elements, GRAD, MASKED)
             w = tl.load(w_tile, mask=mask).to(tl.float32)
             g = tl.load(g_tile, mask=mask, eviction_policy="evict_first").to(tl.float32)
-            d = tl.fma(w, weight_decay, g * sign)
+            if unseen is not None:
+                read = _add_squares(read, w, mask)
+            d = g * sign
+            d = tl.where(weight_decay != 0, tl.fma(w, weight_decay, d), d)  # 0 * infinity is 0 here
             if scales is not None or coefficients is not None:
                 d *= s
             if BUFFER is not None:
@@ -202,7 +209,7 @@ def step_kernel(
                 d = tl.fma(m, momentum, d) if NESTEROV else m
             w = tl.fma(d, -lr, w)
             if seed is not None:
-                bits = _random_bits(seed, b, start + tile * TILE, TILE)
+                bits = _random_bits(seed, stream, start + tile * TILE, TILE)
                 w = _round_stochastically(w, bits, PARAM)
             w = _round(w, PARAM)
             tl.store(w_tile, w, mask=mask)
@@ -211,11 +218,16 @@ def step_kernel(
             tile += 1
     if partials is not None:
         tl.store(new + chunk, _tree_sum(acc, TILE))
+    if unseen is not None:
+        kept = tl.load(extents + 4 * b + 3) >= 0
+        expected, found = tl.load(old + chunk), _tree_sum(read, TILE)
+        both_nan = (expected != expected) & (found != found)
+        tl.store(unseen, b + 1, mask=kept & (expected != found) & (both_nan == 0))
 
 
 @triton.jit
 def _add_squares(acc, w, mask):
-    """The stored weights' squares, lane by lane."""
+    """The weights' squares, lane by lane."""
     w = w.to(tl.float32)
     if mask is not None:
         w = tl.where(mask, w, 0.0)
@@ -284,14 +296,14 @@ def step(
     if param == torch.float32:
         seed = None
     elif isinstance(seed, int):
-        seed %= 2**31  # one integer type, whatever its size
+        seed = _number(seed % 2**31)  # one integer type, whatever its size
     with _on(tables.device):
         step_kernel[(tables.chunks,)](
             tables.pointers, tables.extents, tables.owners,
             tables.coefficients if scales is None else None,
-            tables.partials, tables.parity, tables.chunks,
-            _number(lr), _number(momentum), _number(dampening), _number(weight_decay),
-            scales, grad_scale, found_inf, seed,
+            tables.partials, _number(tables.parity), tables.chunks, tables.unseen,
+            _real(lr), _real(momentum), _real(dampening), _real(weight_decay),
+            scales, grad_scale, found_inf, seed, None if seed is None else tables.streams,
             PARAM=DTYPES[param], GRAD=DTYPES[grad], BUFFER=DTYPES[buffer] if buffer else None,
             NESTEROV=nesterov, MAXIMIZE=maximize, TILE=tables.tile, num_warps=NUM_WARPS,
         )  # fmt: skip
@@ -309,7 +321,7 @@ def refresh_norms(tables: Tables, tensors: Sequence[int]) -> None:
     with _on(tables.device):
         refresh_kernel[(ids.numel(),)](
             tables.pointers, tables.extents, tables.owners,
-            tables.partials, tables.parity, tables.chunks, ids,
+            tables.partials, _number(tables.parity), tables.chunks, ids,
             PARAM=DTYPES[tables.dtypes[0]], TILE=tables.tile, num_warps=NUM_WARPS,
         )  # fmt: skip
 
@@ -319,14 +331,19 @@ def sq_norms(tables: Tables) -> Tensor:
     out = torch.empty(len(tables), device=tables.device)
     with _on(tables.device):
         sq_norm_kernel[(len(tables),)](
-            tables.extents, tables.partials, tables.parity, tables.chunks, out
+            tables.extents, tables.partials, _number(tables.parity), tables.chunks, out
         )
     return out
 
 
-def _number(x: float | Tensor) -> float | Tensor:
+def _real(x: float | Tensor) -> float | Tensor:
     """An int would be another signature than a float, and so another kernel."""
-    return x if isinstance(x, Tensor) else float(x)
+    return x if isinstance(x, Tensor) else _number(float(x))
+
+
+def _number(x: float | Tensor) -> float | Tensor:
+    """The number itself; a tensor for Triton's interpreter, where numbers have no dtype to ask."""
+    return torch.tensor(x) if INTERPRETED.value and not isinstance(x, Tensor) else x
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

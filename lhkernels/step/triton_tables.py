@@ -44,6 +44,9 @@ class Tables:
     ``owners``    (chunks,) int32: whose chunk it is
     ``partials``  (2, chunks) float32: chunks' sums of squares; row ``parity`` is of the stored
                   weights, the other is for the step to write. None where no norms are kept.
+    ``unseen``    (1,) int32: 1 + the position of a weight that has another norm than the partial
+                  sums, which the step sets; 0 while there is none
+    ``streams``   (B,) int64: the tensors' numbers in the random draws
 
     Norms are unknown at first: refresh them before the first step. The tables keep no tensor alive,
     and fit parameters of these sizes only. They must outlive every CUDA graph that holds a step.
@@ -55,6 +58,7 @@ class Tables:
         coefficients: (B,) float32 on the device: the factor, or what the squared norm is multiplied
             with to give it. None for plain SGD, or where every step is given its factors. May be
             replaced at any time.
+        streams: default: the positions.
         capturable: keep ``parity`` on the device, so that a CUDA graph can replay the step.
         tile, min_chunk: powers of two; tests make them small, to cross borders with few elements.
     """
@@ -67,6 +71,7 @@ class Tables:
         *,
         uses_norm: Sequence[bool] | None = None,
         coefficients: Tensor | None = None,
+        streams: Sequence[int] | None = None,
         capturable: bool = False,
         tile: int = TILE,
         min_chunk: int | None = None,
@@ -76,6 +81,8 @@ class Tables:
         self.device = params[0].device
         self.dtypes: tuple[torch.dtype | None, ...] = (params[0].dtype, None, None)
         self.coefficients = coefficients
+        numbers = list(range(len(params)) if streams is None else streams)
+        self.streams = torch.tensor(numbers, dtype=torch.int64).to(self.device)
         self.capturable = capturable
         self.tile = tile
         self._cut([p.numel() for p in params], uses_norm, min_chunk or 16 * tile)
@@ -105,9 +112,11 @@ class Tables:
         self.extents = torch.tensor(extents, dtype=torch.int64).to(self.device)
         self.owners = owners.to(self.device)
         self.partials: Tensor | None = None
+        self.unseen: Tensor | None = None
         self.parity: int | Tensor = 0
         if uses_norm is not None:
             self.partials = torch.zeros(2, self.chunks, device=self.device)
+            self.unseen = torch.zeros(1, dtype=torch.int32, device=self.device)
             if self.capturable:
                 self.parity = torch.zeros((), dtype=torch.int32, device=self.device)
 

@@ -33,15 +33,18 @@ def test_parameters_that_require_gradients():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_operators_pass_opcheck(dtype):
     problem = make_problem([torch.randn(4, 3).to(dtype), torch.randn(5).to(dtype)], "amend")
-    torch.library.opcheck(torch.ops.lhkernels.sq_norms.default, (problem.params,))
+    for op in (torch.ops.lhkernels.sq_norms, torch.ops.lhkernels.samples):
+        torch.library.opcheck(op.default, (problem.params,))
     numbers = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1}
-    rest = {"nesterov": True, "maximize": False, "found_inf": None, "grad_scale": None}
+    rest = {"nesterov": True, "maximize": False, "found_inf": None, "grad_scale": None, "seed": 3}
+    kept = {"samples": torch.tensor([1, 2]), "unseen": torch.zeros(1, dtype=torch.int64)}
+    rows = {"uses_norm": torch.tensor([True, False]), "streams": torch.tensor([7, 8])}
     lists = (problem.params, problem.grads, problem.buffers)
     tensors = (problem.sq_norms, problem.coefficients, None)
     torch.library.opcheck(
         torch.ops.lhkernels.sgd_step_.default,
         (*lists, *tensors),
-        {**numbers, **rest, "seed": 3, "uses_norm": torch.tensor([True, False])},
+        {**numbers, **rest, **rows, **kept},
     )
 
 

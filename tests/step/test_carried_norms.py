@@ -1,5 +1,7 @@
 """Norms carried from step to step: whoever else writes a weight, the next step knows."""
 
+import warnings
+
 import pytest
 import torch
 from cases import use
@@ -66,18 +68,101 @@ def test_writes_are_noticed(backend, write, monkeypatch):
     assert (found - expected).norm() < 1e-4 * expected.norm()  # a stale factor is off by 9
 
 
+def vector_to_parameters(p):
+    """Again and again from one vector, of which the parameter is a view from the first time on."""
+    if not hasattr(p, "vector"):
+        p.vector = nn.utils.parameters_to_vector([p]).detach().clone()
+        nn.utils.vector_to_parameters(p.vector, [p])
+    p.vector.mul_(3)
+    nn.utils.vector_to_parameters(p.vector, [p])
+
+
+UNSEEN = {
+    "data.mul_": lambda p: p.data.mul_(2),
+    "data.clamp_": lambda p: p.data.clamp_(-0.005, 0.005),
+    "data.copy_": lambda p: p.data.copy_(p.data.flip(0) * 3),
+    "vector_to_parameters": vector_to_parameters,
+    "numpy": lambda p: p.detach().numpy().__imul__(3),
+    "constant": lambda p: p.data.fill_(0.25),
+}
+
+
+FOUND = r"parameter 0 has been written .*invalidate_norms"
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (64, 64), (300, 257)], ids=str)
+@pytest.mark.parametrize("write", UNSEEN)
+def test_the_cpp_step_finds_writes_that_bump_no_version(write, shape, monkeypatch):
+    """Before it uses the norm: the numbers are those of the reference."""
+    start = 0.02 * torch.randn(shape)
+    expected = steps(nn.Parameter(start.clone()), {"foreach": False}, UNSEEN[write])
+    with pytest.warns(UserWarning, match=FOUND) as caught:
+        found = steps(nn.Parameter(start.clone()), use("cpp", monkeypatch), UNSEEN[write])
+    assert len(caught) == 1
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (64, 64)], ids=str)
+@pytest.mark.parametrize("write", UNSEEN)
+def test_the_triton_step_finds_writes_that_bump_no_version(write, shape, monkeypatch):
+    """When it has read the weight, which is once too late; then no step uses a carried norm."""
+    flags = use("triton", monkeypatch)
+    p = nn.Parameter(0.2 * torch.randn(shape))
+    opt = lh.ScaleAmendedSGD([p], **OPTIONS, **flags)
+    p.grad = torch.randn(shape)
+    UNSEEN[write](p)
+    opt.step()
+    UNSEEN[write](p)
+    with pytest.warns(UserWarning, match=FOUND):
+        opt.step()
+    for _ in range(2):
+        UNSEEN[write](p)
+        twin = nn.Parameter(p.detach().clone())
+        twin.grad = p.grad
+        buffer = opt.state[p]["momentum_buffer"].clone()
+        reference = lh.ScaleAmendedSGD([twin], **OPTIONS, foreach=False)
+        reference.state[twin]["momentum_buffer"] = buffer
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            opt.step()
+        reference.step()
+        assert (p - twin).norm() < 1e-5 * twin.norm()
+
+
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
-def test_unseen_writes_need_invalidate_norms(backend, monkeypatch):
-    """p.data.mul_() bumps no version: documented, and this is the remedy."""
-    start = 0.2 * torch.randn(20, 30)
+def test_norms_are_carried_again_after_invalidate_norms(backend, monkeypatch):
+    p = nn.Parameter(0.2 * torch.randn(20, 30))
+    p.grad = torch.ones_like(p)
+    opt = lh.ScaleAmendedSGD([p], **OPTIONS, **use(backend, monkeypatch))
+    opt.step()
+    (params,) = (kept for _, kept in opt._sets._sets.values())
+    p.data.mul_(3)
+    with pytest.warns(UserWarning, match="has been written"):
+        opt.step()
+    assert params.stale() == [0]
+    p.data.mul_(3)
+    opt.invalidate_norms()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        opt.step()
+        opt.step()
+    assert params.stale() == []
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_who_writes_openly_is_not_warned(backend, monkeypatch):
+    """Nor who writes what has no norm, nor who has NaNs."""
     flags = use(backend, monkeypatch)
-
-    def write(p):
-        p.data.mul_(3)
-
-    expected = steps(nn.Parameter(start.clone()), {"foreach": False}, write)
-    found = steps(nn.Parameter(start.clone()), flags, write, invalidate=True)
-    assert (found - expected).norm() < 1e-4 * expected.norm()  # a stale factor is off by 9
+    p, bias = nn.Parameter(0.2 * torch.randn(20, 30)), nn.Parameter(torch.randn(20))
+    opt = lh.ScaleAmendedSGD([p, bias], **OPTIONS, **flags)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for write in [*WRITES, lambda p: p.grad.fill_(float("nan")), lambda p: None]:
+            p.grad, bias.grad = torch.randn(20, 30), torch.ones(20)
+            opt.step()
+            write(p)
+            bias.data.mul_(2)
+            opt.step()
 
 
 @pytest.mark.parametrize("backend", ["cpp", "triton"])

@@ -17,14 +17,14 @@ from lhkernels.step import triton_kernel
 TYPES = {
     "pointers": "*i64", "extents": "*i64", "owners": "*i32", "partials": "*fp32", "parity": "i32",
     "chunks": "i32", "coefficients": "*fp32", "lr": "fp32", "momentum": "fp32",
-    "dampening": "fp32", "weight_decay": "fp32",
+    "dampening": "fp32", "weight_decay": "fp32", "unseen": "*i32",
 }
 OPTIONS = [
     {"found_inf": "*fp32", "grad_scale": "*fp32"},
     {"lr": "*fp32", "weight_decay": "*fp64", "momentum": "*fp32", "parity": "*i32"},
     {"scales": "*fp32", "coefficients": None},
-    {"seed": "*i64", "found_inf": "*fp32"},
-    {"coefficients": None, "partials": None, "momentum": None},
+    {"seed": "*i64", "streams": "*i64", "found_inf": "*fp32"},
+    {"coefficients": None, "partials": None, "unseen": None, "momentum": None},
 ]
 kernel = triton_kernel.step_kernel
 for options in OPTIONS:
