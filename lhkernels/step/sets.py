@@ -256,7 +256,7 @@ def _refuse(name: str | int, param: Tensor, grad: Tensor, buffer: Tensor | None)
             "dense ones: build its layer with sparse=False, or give it to torch.optim.SGD"
         )
     what, tensor = "gradient", grad
-    if buffer is not None and not _fits(buffer, param):
+    if _fits(grad, param) and buffer is not None and not _fits(buffer, param):
         what, tensor = "momentum buffer", buffer
     raise RuntimeError(
         f"the {what} of parameter {name!r} is {_looks(tensor)}, but the parameter is "
