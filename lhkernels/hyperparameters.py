@@ -11,23 +11,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Options of a group that torch.optim.SGD does not have, and their values in its checkpoints.
+OWN_OPTIONS: dict[str, Any] = {
+    "amend": True,
+    "scale_reference": "output",
+    "capturable": False,
+    "momentum_dtype": None,
+    "stochastic_rounding": False,
+    "output_units": None,
+    "reference_scale": None,
+    "rounding_step": None,
+}
+
 SCALE_REFERENCES = ("output", "initial")
+BUFFER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLAGS = ("nesterov", "maximize", "differentiable", "amend", "capturable", "stochastic_rounding")
+TORCH_CHOOSES = ("foreach", "fused")  # flags that may be None
+REMEDIES = {
+    "lr": "pass a finite lr >= 0, such as lr=0.1",
+    "momentum": "pass 0 for none, or such as 0.9",
+    "dampening": "pass 0 for none",
+    "weight_decay": "pass 0 for none, or such as 5e-4",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """What a step of one parameter group needs beside its tensors.
 
-    ``lr`` and ``weight_decay`` are floats or 1-element tensors; the others are floats and flags
-    with the meaning they have in :class:`torch.optim.SGD`.
+    They have the meaning that they have in :class:`torch.optim.SGD`. ``lr`` and ``weight_decay``
+    are floats or 1-element tensors; so may momentum and dampening be given, but the host reads
+    these. Only what no step can use is refused: schedules may end slightly below 0
+    (:func:`check_group` is for what a user writes).
 
     Raises:
-        ValueError: naming the option, its value and the range it must lie in.
+        ValueError: naming the option and its value, which is not one finite number.
 
     Example:
-        >>> Hyperparameters(lr=-1.0)
+        >>> Hyperparameters(lr=float("nan"))
         Traceback (most recent call last):
-        ValueError: lr=-1.0 is not a finite number >= 0; pass a finite lr >= 0, such as lr=0.1
+        ValueError: lr=nan is not a finite number; pass a finite lr >= 0, such as lr=0.1
     """
 
     lr: float | Tensor = 1e-3
@@ -38,21 +61,18 @@ class Hyperparameters:
     maximize: bool = False
 
     def __post_init__(self) -> None:
-        _check_rate("lr", self.lr, remedy="pass a finite lr >= 0, such as lr=0.1")
-        _check_rate("weight_decay", self.weight_decay, remedy="pass 0 for none, or such as 5e-4")
-        if not (isinstance(self.momentum, Real) and 0.0 <= self.momentum < 1.0):
-            raise ValueError(
-                f"Invalid momentum value: {self.momentum!r} is outside [0, 1); pass momentum=0 for "
-                "none, or such as 0.9"
-            )
-        if not (isinstance(self.dampening, Real) and math.isfinite(self.dampening)):
-            raise ValueError(f"dampening={self.dampening!r} is not finite; pass 0 for none")
-        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
-            raise ValueError(
-                f"nesterov={self.nesterov!r} needs momentum > 0 and dampening = 0, but got "
-                f"momentum={self.momentum!r} and dampening={self.dampening!r}; set both, or pass "
-                "nesterov=False"
-            )
+        _number("lr", self.lr)
+        _number("weight_decay", self.weight_decay)
+        for name in ("momentum", "dampening"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                if value.requires_grad:
+                    raise ValueError(
+                        f"{name} is a tensor that requires grad, but no step is differentiable "
+                        f"with respect to it; pass {name}.detach()"
+                    )
+                object.__setattr__(self, name, value.item() if value.numel() == 1 else value)
+            _number(name, getattr(self, name))
 
     @classmethod
     def of_group(cls, group: Mapping[str, Any]) -> Hyperparameters:
@@ -76,37 +96,79 @@ def as_scalar(value: float | Tensor) -> float | Tensor:
     return value.reshape(())
 
 
-def _check_rate(name: str, value: float | Tensor, remedy: str) -> None:
+def _number(name: str, value: object) -> object:
+    """The finite number that it is; None for a tensor on a device, which would stall the host."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(
-                f"Tensor {name} must be 1-element, but has shape {tuple(value.shape)}; {remedy}"
+                f"Tensor {name} must be 1-element, but has shape {tuple(value.shape)}; "
+                f"{REMEDIES[name]}"
             )
         if value.device.type != "cpu":
-            return  # its value is the device's business: reading it would stall the host
+            return None
         value = value.item()
-    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0.0):
-        raise ValueError(f"{name}={value!r} is not a finite number >= 0; {remedy}")
+    if not (isinstance(value, Real) and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} is not a finite number; {REMEDIES[name]}")
+    return value
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raise for options of a group that a user should not write.
+
+    Raises:
+        ValueError: :class:`Hyperparameters` or :func:`check_flags` refuse a value; lr, momentum or
+            weight decay are negative; nesterov is without momentum or with dampening.
+        RuntimeError: see :func:`check_flags`.
+    """
+    h = Hyperparameters.of_group(group)
+    check_flags(group)
+    for name in ("lr", "momentum", "weight_decay"):
+        value: Any = _number(name, getattr(h, name))
+        if value is not None and value < 0:
+            raise ValueError(f"Invalid {name} value: {value!r} is negative; {REMEDIES[name]}")
+    if h.nesterov and (h.momentum == 0 or h.dampening != 0):
+        raise ValueError(
+            f"nesterov={h.nesterov!r} needs momentum > 0 and dampening = 0, but got "
+            f"momentum={h.momentum!r} and dampening={h.dampening!r}; set both, or pass "
+            "nesterov=False"
+        )
+
+
+def complete_group(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group with what it lacks, such as torch.optim.SGD's, from the optimizer's own.
+
+    Names stay as they are. Raises as :class:`Hyperparameters` and :func:`check_flags` do.
+    """
+    names = {"param_names": own["param_names"]} if "param_names" in own else {}
+    group = {**own, **saved, **names}
+    Hyperparameters.of_group(group)
+    check_flags(group)
+    return group
 
 
 def check_flags(group: Mapping[str, Any]) -> None:
     """Raise for options of a group that exclude each other or have no such value.
 
     Raises:
-        ValueError: an unknown ``scale_reference`` or ``momentum_dtype``.
+        ValueError: a flag that is not a bool, an unknown ``scale_reference`` or ``momentum_dtype``.
         RuntimeError: ``fused``, ``foreach`` and ``differentiable`` in a combination that torch's
             optimizers refuse as well.
     """
+    for name in FLAGS:
+        if not isinstance(group[name], bool):
+            raise ValueError(f"{name}={group[name]!r} is not a bool; pass True or False")
+    for name in TORCH_CHOOSES:
+        if not (group[name] is None or isinstance(group[name], bool)):
+            raise ValueError(f"{name}={group[name]!r} is not a bool; pass True, False or None")
     if group["scale_reference"] not in SCALE_REFERENCES:
         raise ValueError(
             f"scale_reference={group['scale_reference']!r} is unknown; pass one of "
             f"{', '.join(map(repr, SCALE_REFERENCES))}"
         )
-    dtype = group["momentum_dtype"]
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if group["momentum_dtype"] not in (None, *BUFFER_DTYPES):
         raise ValueError(
-            f"momentum_dtype={dtype!r} is not a floating point dtype; pass such as torch.float32, "
-            "or None for the parameter's own"
+            f"momentum_dtype={group['momentum_dtype']!r} is no dtype that buffers can have; pass "
+            f"one of {', '.join(map(str, BUFFER_DTYPES))}, or None for the parameter's own"
         )
     if group["fused"] and group["foreach"]:
         raise RuntimeError("fused=True and foreach=True exclude each other; pass one of them")

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lhkernels.hyperparameters import Hyperparameters, check_flags
-from lhkernels.plan import Block, Plan, bind, chain_block, chain_output_units
-from lhkernels.step import StepSet, StepSets, block_factors, geometric_mean_of_factors
-
-# Options of a group that torch.optim.SGD does not have, and their values in its checkpoints.
-OWN_OPTIONS: dict[str, Any] = {
-    "amend": True,
-    "scale_reference": "output",
-    "capturable": False,
-    "momentum_dtype": None,
-    "stochastic_rounding": False,
-    "output_units": None,
-    "reference_scale": None,
-    "rounding_step": None,
-}
+from lhkernels.binding import (
+    blocks_of,
+    check_parameters,
+    named_parameters,
+    unshared,
+    warn_of_shares,
+)
+from lhkernels.hyperparameters import OWN_OPTIONS, check_group, complete_group
+from lhkernels.plan import Block, Plan, chain_output_units
+from lhkernels.step import StepSets, Work, block_factors, geometric_mean_of_factors
 
 
 class ScaleAmendedSGD(Optimizer):
@@ -38,19 +33,21 @@ class ScaleAmendedSGD(Optimizer):
 
     In the default plan, a chain, ``s_b = ||W_b||_F^2 / n_L`` with ``n_L`` the output units of the
     last block given at construction (parameters added later are lower blocks of the same chain).
-    Groups in another order than the network's, such as [head, backbone], mistake the last block:
-    pass named parameters and ``plan=Plan.chain(model.named_parameters())`` then.
+    An optimizer that has not all of the network, such as one per parameter or a shard
+    (ZeroRedundancyOptimizer), or has it in another order, such as [head, backbone], mistakes the
+    last block: pass ``plan=Plan.chain(model.named_parameters())`` then.
 
     Args:
         params: parameters, named parameters or parameter groups, as in torch.optim.
         lr: learning rate >= 0, a float or a 1-element tensor.
-        momentum: in [0, 1).
+        momentum: >= 0; like dampening, a float or a 1-element tensor, which the host reads.
         dampening: the new gradient's weight in the buffer is 1 - dampening.
         weight_decay: L2 penalty >= 0, added to the gradient before it is amended.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
         amend: False is plain SGD for the group, the same numbers as torch.optim.SGD (in bfloat16,
             float16 and complex dtypes only without ``fused=True``, which rounds once a step).
-        plan: a :class:`lhkernels.Plan`; None for a chain of all parameters.
+        plan: a :class:`lhkernels.Plan`; None for a chain of all parameters. It may name others
+            too; parameters that it does not name are plain SGD's.
         scale_reference: "output", the paper's m = 1 at the network's output; or "initial", every
             block's factor divided by the element-weighted geometric mean of the blocks' factors at
             the first step, so that a learning rate tuned for SGD is of the right order here.
@@ -64,11 +61,12 @@ class ScaleAmendedSGD(Optimizer):
         ValueError, RuntimeError: naming the option, its value and the remedy.
 
     A weight whose norm is 0 would have ``s_b = 0`` and never move, and one with a NaN would spread
-    it; both are refused when a parameter takes its first step, before anything is changed (on a
-    GPU that check is the step's only synchronisation). Later steps do not look.
+    it; both are refused when a parameter takes its first step with lr > 0, before anything is
+    changed (on a GPU that check is the step's only synchronisation). Later steps do not look.
 
     State is torch's: ``momentum_buffer`` per parameter, so checkpoints load from and into
-    torch.optim.SGD. ``p.grad`` is never written.
+    torch.optim.SGD. A step never writes ``p.grad``. With ``fused=True`` it also does what is
+    GradScaler's otherwise: it divides by the scale, and skips overflows.
 
     Example:
         >>> import torch, lhkernels as lh
@@ -87,7 +85,6 @@ class ScaleAmendedSGD(Optimizer):
         True
     """
 
-    _step_supports_amp_scaling = True
     _block_of: dict[Tensor, Block]
     _sets: StepSets
 
@@ -114,7 +111,6 @@ class ScaleAmendedSGD(Optimizer):
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan={plan!r} is not a Plan; build one, such as with Plan.chain(...)")
         self._plan = plan
-        self._reset_caches()
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -131,13 +127,15 @@ class ScaleAmendedSGD(Optimizer):
             "momentum_dtype": momentum_dtype,
             "stochastic_rounding": stochastic_rounding,
         }
-        _check_group(defaults)
+        check_group(defaults)
         super().__init__(params, defaults)
         if plan is None:
-            units = chain_output_units(p.shape for _, p in self._named())
+            units = chain_output_units(p.shape for _, p in named_parameters(self.param_groups))
             for group in self.param_groups:
                 group["output_units"] = units
-        self._blocks()
+        # torch's protocol with GradScaler, which else unscales the gradients itself
+        self._step_supports_amp_scaling = bool(fused)
+        self._begin()
 
     # ---------------------------------------------------------------------------------- groups
 
@@ -146,7 +144,7 @@ class ScaleAmendedSGD(Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
         merged = {**self.defaults, **param_group}
-        _check_group(merged)
+        check_group(merged)
         first = self.param_groups[0] if self.param_groups else merged
         if merged["scale_reference"] != first["scale_reference"]:
             raise ValueError(
@@ -159,7 +157,22 @@ class ScaleAmendedSGD(Optimizer):
         for key in ("output_units", "reference_scale"):
             group.setdefault(key, first.get(key))
         group.setdefault("rounding_step", None)
-        self._reset_caches()
+        try:
+            check_parameters(self.param_groups)
+            if hasattr(self, "_sets"):  # after construction
+                self._begin()
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _begin(self) -> None:
+        """Derive from the groups what steps use."""
+        self._sets = StepSets()
+        self._find_blocks()
+
+    def _find_blocks(self) -> None:
+        blocks = blocks_of(self.param_groups, self._plan, warn=True)
+        self._block_of = {p: b for (_, p), b in zip(named_parameters(self.param_groups), blocks)}
 
     @property
     def plan(self) -> Plan:
@@ -167,7 +180,7 @@ class ScaleAmendedSGD(Optimizer):
         units = self.param_groups[0]["output_units"]
         title = f"chain, n_L = {units}" if units else "chain without blocks, so plain SGD"
         title = title if self._plan is None else self._plan.title
-        return Plan(tuple(self._blocks()), title=title)
+        return Plan(tuple(blocks_of(self.param_groups, self._plan)), title=title)
 
     @torch.no_grad()
     def block_scales(self) -> dict[str | int, Tensor]:
@@ -181,31 +194,15 @@ class ScaleAmendedSGD(Optimizer):
             0-dim tensors on the parameters' devices, float32 or better.
         """
         amended = [group["amend"] for group in self.param_groups for _ in group["params"]]
-        named = list(self._named())
+        blocks = blocks_of(self.param_groups, self._plan)
         first = self.param_groups[0]
         factors = block_factors(
-            [param for _, param in named],
-            [block if amend else None for block, amend in zip(self._blocks(), amended)],
+            [param for _, param in named_parameters(self.param_groups)],
+            [block if amend else None for block, amend in zip(blocks, amended)],
             constant=first["reference_scale"],
             find_constant=first["scale_reference"] == "initial",
         )
-        return {name: factor for (name, _), factor in zip(named, factors)}
-
-    def _named(self) -> Iterator[tuple[str | int, Tensor]]:
-        position = 0
-        for group in self.param_groups:
-            names = group.get("param_names")
-            for i, param in enumerate(group["params"]):
-                yield (names[i] if names else position), param
-                position += 1
-
-    def _blocks(self) -> list[Block]:
-        """A block per parameter, in the order of the groups."""
-        named = list(self._named())
-        if self._plan is not None:
-            return bind(self._plan, [param for _, param in named], [name for name, _ in named])
-        units = [group["output_units"] for group in self.param_groups for _ in group["params"]]
-        return [chain_block(name, tuple(p.shape), n) for (name, p), n in zip(named, units)]
+        return {block.parameter: factor for block, factor in zip(blocks, factors)}
 
     # ------------------------------------------------------------------------------------ step
 
@@ -221,7 +218,8 @@ class ScaleAmendedSGD(Optimizer):
         Raises:
             ValueError: a bad hyperparameter, or a weight of norm 0, NaN or infinity that takes its
                 first step; nothing has been changed then.
-            RuntimeError: a gradient that is not dense.
+            RuntimeError: a gradient that is not dense, or a gradient or buffer that does not fit
+                its parameter; nothing has been changed either.
         """
         loss = None
         if closure is not None:
@@ -236,15 +234,16 @@ class ScaleAmendedSGD(Optimizer):
                 if found_inf is not None and found_inf.item() != 0:
                     return loss  # an overflow on the first step: nothing has been made yet
                 self._sets.admit(fresh)
-                self._fix_reference([w.params for w in work])
+                warn_of_shares(self.param_groups, self._plan)
+                self._fix_reference(work)
             for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
             self._count_roundings(found_inf)
         return loss
 
     def _block(self, param: Tensor) -> Block:
-        if param not in self._block_of:  # the first step, or somebody has edited the groups
-            self._block_of = {p: b for (_, p), b in zip(self._named(), self._blocks())}
+        if param not in self._block_of:  # somebody has edited the groups
+            self._find_blocks()
         return self._block_of[param]
 
     def _seed_roundings(self) -> None:
@@ -270,18 +269,21 @@ class ScaleAmendedSGD(Optimizer):
         """
         self._sets.invalidate_norms()
 
-    def _fix_reference(self, sets: list[StepSet]) -> None:
-        """Keep the constant of scale_reference="initial", found at the optimizer's first step."""
+    def _fix_reference(self, work: Sequence[Work]) -> None:
+        """Keep the constant of scale_reference="initial", found at the first step that moves."""
         first = self.param_groups[0]
-        if first["scale_reference"] != "initial" or first["reference_scale"] is not None:
-            return
-        constant = geometric_mean_of_factors(sets)
-        if constant is None:
-            return
-        for group in self.param_groups:
-            group["reference_scale"] = constant
-        for params in sets:
-            params.set_reference(constant)
+        constant = first["reference_scale"]
+        if first["scale_reference"] == "initial" and constant is None:
+            constant = geometric_mean_of_factors([w.params for w in work if w.params.admitted])
+            if constant is None:  # nothing moves yet: for this step alone
+                constant = geometric_mean_of_factors([w.params for w in work])
+            else:
+                for group in self.param_groups:
+                    group["reference_scale"] = constant
+                for w in work:
+                    w.params.set_reference(constant)
+        for w in work:
+            w.constant = constant
 
     # ----------------------------------------------------------------------------- checkpoints
 
@@ -289,14 +291,17 @@ class ScaleAmendedSGD(Optimizer):
         """Load a state dict of this class, or of torch.optim.SGD.
 
         Options that torch.optim.SGD does not have stay as they are then. Momentum buffers come
-        back in ``momentum_dtype``.
+        back in ``momentum_dtype``. Named parameters keep their names, by which a plan knows them.
+
+        Raises:
+            ValueError, RuntimeError: an option that no step could use; nothing has been loaded.
         """
         loaded: dict[str, Any] = {}
 
         def complete(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
             loaded.update(saved)
             mine, theirs = self.param_groups, saved["param_groups"]
-            groups = [{**own, **group} for own, group in zip(mine, theirs)]
+            groups = [complete_group(own, group) for own, group in zip(mine, theirs)]
             return {**saved, "param_groups": groups + theirs[len(mine) :]}
 
         # The last hook before and the first after: other hooks see and change what is loaded.
@@ -324,21 +329,13 @@ class ScaleAmendedSGD(Optimizer):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_plan": self._plan}
+        plan = None if self._plan is None else unshared(self._plan, self.param_groups)
+        return {**super().__getstate__(), "_plan": plan}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._step_supports_amp_scaling = bool(self.defaults["fused"])
         for group in self.param_groups:
             for key, value in OWN_OPTIONS.items():
                 group.setdefault(key, value)
-        self._reset_caches()
-
-    def _reset_caches(self) -> None:
-        """Forget what was derived from the groups and weights; the next step derives it anew."""
-        self._sets = StepSets()
-        self._block_of = {}
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    Hyperparameters.of_group(group)
-    check_flags(group)
+        self._begin()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
+Named: TypeAlias = tuple[str | int, Tensor]
 Kind = Literal["weight", "vector", "plain"]
 KINDS: tuple[Kind, ...] = ("weight", "vector", "plain")
 
@@ -87,7 +89,8 @@ class Plan:
     """The blocks of a network, input to output; parameters that it does not name are plain SGD's.
 
     ``print(plan)`` is a table with a row per parameter. Build one with :meth:`chain`, or from
-    :class:`Block` objects of your own.
+    :class:`Block` objects of your own. It may name parameters that an optimizer does not have
+    (yet): one plan of the whole network serves all optimizers that share its parameters.
 
     Attributes:
         blocks: a :class:`Block` per parameter.
@@ -113,6 +116,17 @@ class Plan:
 
     blocks: tuple[Block, ...]
     title: str = "plan"
+    # The tensors that chain() was given, while they live: an optimizer finds them under any name
+    # and in any place. Copies of a plan go by names and positions.
+    block_of: WeakIdKeyDictionary = field(
+        default_factory=WeakIdKeyDictionary, init=False, repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"blocks": self.blocks, "title": self.title}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -157,7 +171,7 @@ class Plan:
         ]
         unknown = [name for name in plain if name not in {key for key, _ in named}]
         if unknown:
-            raise ValueError(f"plain={unknown[0]!r} is not among the parameters; {_known(named)}")
+            raise ValueError(f"plain={unknown[0]!r} is not among the parameters; {known_as(named)}")
         shapes = {key: tuple(tensor.shape) for key, tensor in named if key not in plain}
         if output_units is None:
             output_units = chain_output_units(shapes.values())
@@ -172,7 +186,9 @@ class Plan:
             chain_block(key, tuple(tensor.shape), None if key in plain else output_units)
             for key, tensor in named
         ]
-        return cls(tuple(blocks), title=f"chain, n_L = {output_units}")
+        plan = cls(tuple(blocks), title=f"chain, n_L = {output_units}")
+        plan.block_of.update({tensor: block for (_, tensor), block in zip(named, blocks)})
+        return plan
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -187,7 +203,9 @@ class Plan:
         lines = ["  ".join(map(str.ljust, row, widths)) for row in (header, *rows)]
         rule = "-" * len(lines[0])
         count = sum(block.uses_norm for block in self.blocks)
+        plain = sum(block.kind == "plain" for block in self.blocks)
         title = f"{self.title}: {count} blocks, {len(self)} parameters"
+        title += f", {plain} of them plain SGD" if plain else ""
         return "\n".join(line.rstrip() for line in (title, rule, lines[0], rule, *lines[1:]))
 
 
@@ -205,40 +223,8 @@ def chain_block(parameter: str | int, shape: tuple[int, ...], output_units: int 
     return Block(parameter, shape, kind, units=shape[0], m=output_units / shape[0])
 
 
-def bind(plan: Plan, params: Sequence[Tensor], names: Sequence[str | int]) -> list[Block]:
-    """The plan's block for every parameter, plain for those that it does not name.
-
-    Raises:
-        ValueError: the plan names a parameter that is not there, or with another shape.
-    """
-    where = {name: i for i, name in enumerate(names)}
-    where.update({i: i for i in range(len(params))})
-    blocks = [Block(name, tuple(p.shape), "plain") for name, p in zip(names, params, strict=True)]
-    bound: dict[int, str | int] = {}
-    for block in plan.blocks:
-        position = where.get(block.parameter)
-        if position is None:
-            raise ValueError(
-                f"plan names parameter {block.parameter!r}, which the optimizer does not have; "
-                + _known(list(zip(names, params)))
-            )
-        shape = tuple(params[position].shape)
-        if shape != block.shape:
-            raise ValueError(
-                f"plan gives parameter {block.parameter!r} the shape {block.shape}, but it has "
-                f"{shape}; build the plan from this model"
-            )
-        if position in bound:
-            raise ValueError(
-                f"plan names one parameter twice, as {bound[position]!r} and {block.parameter!r}; "
-                "keep one Block for it"
-            )
-        bound[position] = block.parameter
-        blocks[position] = replace(block, parameter=names[position])
-    return blocks
-
-
-def _known(named: Sequence[tuple[str | int, Tensor]]) -> str:
+def known_as(named: Sequence[Named]) -> str:
+    """How parameters can be called, for errors."""
     names = [repr(name) for name, _ in named]
     if names and not any(isinstance(name, str) for name, _ in named):
         return (

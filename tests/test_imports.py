@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "lhkernels"
 # from itself. "" is lhkernels/__init__.py, the public names.
 FLOORS = (
     ("hyperparameters", "plan", "ops"),
-    ("reference", "_extension"),
+    ("reference", "_extension", "binding"),
     ("step", "hessian"),
     ("optim", "asm"),
     ("",),

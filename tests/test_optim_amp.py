@@ -1,4 +1,7 @@
-"""AMP: the scale and the overflow are the step's own business, on every backend."""
+"""AMP: every backend can unscale and skip; with fused=True GradScaler leaves that to the step."""
+
+import copy
+import pickle
 
 import pytest
 import torch
@@ -86,21 +89,45 @@ def test_an_overflow_draws_no_random_bits(backend, monkeypatch):
     assert torch.equal(ours[0], expected[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_torchs_grad_scaler_hands_over(backend, monkeypatch):
-    """With a real GradScaler: no unscaling pass, overflows skipped, the scale halved."""
-    flags = use(backend, monkeypatch)
+@pytest.mark.parametrize("backend", [*BACKENDS, "default"])
+def test_torchs_grad_scaler(backend, monkeypatch):
+    """At a realistic scale: the numbers of training without it, overflows skipped, scale halved."""
+    flags = {} if backend == "default" else use(backend, monkeypatch)
     net = nn.Linear(4, 3)
-    opt = lh.ScaleAmendedSGD(net.parameters(), lr=0.1, momentum=0.9, **flags)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    x = torch.randn(5, 4)
-    for overflow in (True, False, True):
+    expected = copy.deepcopy(net)
+    opt = lh.ScaleAmendedSGD(net.parameters(), **OPTIONS, **flags)
+    plain = lh.ScaleAmendedSGD(expected.parameters(), **OPTIONS, **flags)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for overflow in (True, False, True, False):
+        x = torch.randn(5, 4)
         before = bits(list(net.parameters()), opt)
         opt.zero_grad()
-        loss = net(x).square().sum() * (float("inf") if overflow else 1.0)
-        scaler.scale(loss).backward()
+        scaler.scale(net(x).square().sum() * (float("inf") if overflow else 1.0)).backward()
+        if not overflow:
+            plain.zero_grad()
+            expected(x).square().sum().backward()
+            plain.step()
         scaler.step(opt)
+        if not overflow:  # fused, the step unscales as it reads; else GradScaler unscales p.grad
+            left = scaler.get_scale() if flags.get("fused") else 1.0
+            for p, q in zip(net.parameters(), expected.parameters()):
+                assert torch.equal(p.grad, left * q.grad)
         scaler.update()
-        assert equal(bits(list(net.parameters()), opt), before) == overflow
-    assert scaler.get_scale() == 2.0**8
+        after = bits(list(net.parameters()), opt)
+        assert equal(after, before) == overflow
+        assert equal(after, bits(list(expected.parameters()), plain))
+    assert scaler.get_scale() == 2.0**14
     assert not hasattr(opt, "found_inf")
+
+
+def test_only_fused_true_takes_unscaling_over():
+    """As torch has it; frameworks refuse to clip gradients where the step unscales them."""
+    p = nn.Parameter(torch.ones(2, 2))
+    for flags in ({}, {"fused": False}, {"foreach": True}, {"fused": True}):
+        theirs, ours = torch.optim.SGD([p], **flags), lh.ScaleAmendedSGD([p], **flags)
+        expected = getattr(theirs, "_step_supports_amp_scaling", False)
+        assert expected == bool(flags.get("fused"))
+        ours.load_state_dict(lh.ScaleAmendedSGD([p], fused=not flags.get("fused")).state_dict())
+        for opt in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            assert opt._step_supports_amp_scaling == expected
+    assert not hasattr(lh.ScaleAmendedSGD, "_step_supports_amp_scaling")

@@ -1,6 +1,8 @@
 """Checkpoints: bit for bit resumption, torch.optim.SGD's format, buffers' dtypes, DCP."""
 
+import copy
 import io
+import math
 
 import pytest
 import torch
@@ -132,38 +134,178 @@ def test_wrong_number_of_groups_is_torchs_error():
         opt.load_state_dict(two.state_dict())
 
 
+@pytest.mark.parametrize("saved", [{"momentum": math.nan}, {"nesterov": "no"}, {"fused": True}])
+def test_a_bad_option_is_refused_before_anything_is_loaded(saved):
+    p = nn.Parameter(torch.randn(4, 4))
+    opt = lh.ScaleAmendedSGD([p], lr=0.1, momentum=0.9, foreach=True)
+    p.grad = torch.randn_like(p)
+    opt.step()
+    before = copy.deepcopy(opt.state_dict())
+    bad = copy.deepcopy(before)
+    bad["param_groups"][0].update(lr=0.5, **saved)
+    bad["state"][0]["momentum_buffer"].zero_()
+    with pytest.raises((ValueError, RuntimeError), match="pass"):
+        opt.load_state_dict(bad)
+    after = opt.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert torch.equal(after["state"][0]["momentum_buffer"], before["state"][0]["momentum_buffer"])
+
+
+def test_names_stay_as_the_plan_knows_them():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    plan = lh.Plan(lh.Plan.chain(net.named_parameters()).blocks)
+    theirs = torch.optim.SGD([(f"module.{n}", p) for n, p in net.named_parameters()], lr=0.5)
+    opt = lh.ScaleAmendedSGD(net.named_parameters(), plan=plan)
+    expected = opt.block_scales()
+    opt.load_state_dict(theirs.state_dict())
+    assert opt.param_groups[0]["lr"] == 0.5
+    assert opt.block_scales() == expected
+    unnamed = lh.ScaleAmendedSGD(net.parameters())
+    unnamed.load_state_dict(theirs.state_dict())  # as torch has it
+    assert list(unnamed.block_scales()) == [f"module.{n}" for n in expected]
+
+
+def template(opt):
+    """What torch.distributed.checkpoint does to make the state that it will load."""
+    from torch.distributed.checkpoint.state_dict import _init_optim_state
+
+    _init_optim_state(opt)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)])
-def test_the_step_that_dcp_takes_moves_nothing(backend, lr, monkeypatch):
-    """torch.distributed.checkpoint creates state by a step with zero gradients and lr 0."""
+@pytest.mark.parametrize("amend", [True, False])
+@pytest.mark.parametrize(("lr", "reference"), [(0.1, "output"), (torch.tensor(0.1), "initial")])
+def test_a_state_template_moves_nothing(backend, lr, amend, reference, monkeypatch):
+    """Whatever the weights are before they are loaded: zeros, infinite, not a number."""
     flags = use(backend, monkeypatch)
     params = make_params(dtype=torch.float32)
-    ours, opt = run(
-        scale_amended(lr=lr, momentum=0.9, weight_decay=0.1, **flags),
-        params,
-        [[torch.zeros_like(p) for p in params]],
+    values = (0.0, math.nan, math.inf, -0.0, 1e30, 1.0)
+    with torch.no_grad():
+        for p, value in zip(params, (*values, *values)):
+            p.fill_(value)
+    before = [p.detach().clone() for p in params]
+    opt = lh.ScaleAmendedSGD(
+        params, lr=lr, momentum=0.9, amend=amend, scale_reference=reference, **flags
     )
+    template(opt)
+    for p, old in zip(params, before):
+        assert torch.equal(p.detach().view(torch.int32), old.view(torch.int32))
+        assert torch.equal(opt.state[p]["momentum_buffer"], torch.zeros_like(p))
+    assert opt.param_groups[0]["reference_scale"] is None
+    # and afterwards the optimizer is as one that has taken no step
+    grads = make_grads(params, steps=2)
+    with torch.no_grad():
+        for p in params:
+            p.copy_(0.2 * torch.randn_like(p))
+    expected, fresh = run(
+        scale_amended(lr=0.1, momentum=0.9, amend=amend, scale_reference=reference, **flags),
+        params,
+        grads,
+    )
+    go_on(params, opt, grads)
+    for p, q in zip(params, expected):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    assert opt.param_groups[0]["reference_scale"] == fresh.param_groups[0]["reference_scale"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_weights_are_refused_when_they_move(backend, monkeypatch):
+    p = nn.Parameter(torch.zeros(3, 2))
+    opt = lh.ScaleAmendedSGD([("a", p)], lr=0.1, momentum=0.9, **use(backend, monkeypatch))
+    template(opt)
+    p.grad = torch.ones(3, 2)
+    with pytest.raises(ValueError, match="'a' has squared norm 0"):
+        opt.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reference", ["output", "initial"])
+def test_a_warm_up_from_0_fills_the_buffers(backend, reference, monkeypatch):
+    """The first step has lr 0: weights stay, buffers are the paper's, with the same constant."""
+    flags = use(backend, monkeypatch)
+    params = [nn.Parameter(0.2 * torch.randn(s)) for s in ((8, 5), (6, 3, 3, 3), (6,), (4, 6), ())]
+    grads = make_grads(params, steps=3)
+    options = {"momentum": 0.9, "weight_decay": 0.1, "scale_reference": reference, **flags}
+    ours = [nn.Parameter(p.detach().clone()) for p in params]
+    opt = lh.ScaleAmendedSGD(ours, lr=0.0, **options)
+    scales = list(opt.block_scales().values())
+    go_on(ours, opt, grads[:1])
     assert all(map(torch.equal, ours, params))
-    assert all("momentum_buffer" in opt.state[p] for p in ours)
+    assert opt.param_groups[0]["reference_scale"] is None
+    for p, g, s in zip(ours, grads[0], scales):
+        expected = s.float() * (g + 0.1 * p.detach())
+        torch.testing.assert_close(opt.state[p]["momentum_buffer"], expected)
+    before, buffers = [p.detach().clone() for p in ours], [opt.state[p] for p in ours]
+    old = [state["momentum_buffer"].clone() for state in buffers]
+    opt.param_groups[0]["lr"] = 0.1
+    go_on(ours, opt, grads[1:2])
+    for p, w, g, s, b in zip(ours, before, grads[1], scales, old):
+        expected = w - 0.1 * (0.9 * b + s.float() * (g + 0.1 * w))
+        torch.testing.assert_close(p.detach(), expected)
 
 
-def test_dcp_round_trip():
+NETS = {
+    "whole": lambda net: list(net.named_parameters()),
+    "groups": lambda net: [
+        {"params": list(net[1].parameters()), "lr": 0.3},
+        {"params": list(net[0].parameters()), "momentum": 0.5},
+    ],
+}
+
+
+def trained(cls, net, params, **options):
+    opt = cls(params, lr=0.1, momentum=0.9, **options)
+    for _ in range(3):
+        opt.zero_grad()
+        net(torch.randn(6, 4)).square().mean().backward()
+        opt.step()
+    opt.zero_grad()
+    return opt
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
+@pytest.mark.parametrize("params", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("through", ["memory", "files"])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (torch.optim.SGD, lh.ScaleAmendedSGD),
+        (lh.ScaleAmendedSGD, torch.optim.SGD),
+        (lh.ScaleAmendedSGD, lh.ScaleAmendedSGD),
+    ],
+)
+def test_dcp_round_trip(theirs, ours, through, params, flat, tmp_path):
+    """As docs/faq.md says: SGD's checkpoint lacks some options, which come from our own."""
+    from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
         get_optimizer_state_dict,
         set_optimizer_state_dict,
     )
 
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
     net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
-    opt = lh.ScaleAmendedSGD(net.parameters(), lr=0.1, momentum=0.9, scale_reference="initial")
-    for _ in range(3):
-        net(torch.randn(6, 4)).square().mean().backward()
-        opt.step()
-    saved = get_optimizer_state_dict(net, opt)
-    assert "momentum_buffer" in saved["state"]["0.weight"]
-    other = lh.ScaleAmendedSGD(net.parameters(), lr=0.5, momentum=0.1, scale_reference="initial")
+    own = {"scale_reference": "initial", "stochastic_rounding": True}
+    saved_opt = trained(theirs, net, params(net), **(own if theirs is not torch.optim.SGD else {}))
+    saved = get_optimizer_state_dict(net, saved_opt, options=options)
+    opt = ours(params(net), lr=0.5, **(own if ours is not torch.optim.SGD else {}))
     before = [p.detach().clone() for p in net.parameters()]
-    set_optimizer_state_dict(net, other, saved)
+    for group in opt.param_groups:
+        group["momentum"] = 0.1
+    state = get_optimizer_state_dict(net, opt, options=options)
+    if through == "files":
+        dcp.save({"opt": saved}, checkpoint_id=tmp_path, no_dist=True)
+        planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+        dcp.load({"opt": state}, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    else:
+        state = {**state, **saved}
+    set_optimizer_state_dict(net, opt, state, options=options)
     assert all(map(torch.equal, net.parameters(), before))
     for p in net.parameters():
-        assert torch.equal(other.state[p]["momentum_buffer"], opt.state[p]["momentum_buffer"])
-    assert other.param_groups[0]["reference_scale"] == opt.param_groups[0]["reference_scale"]
+        for key, value in saved_opt.state[p].items():
+            assert torch.equal(opt.state[p][key], value)
+    for group, expected in zip(opt.param_groups, saved_opt.param_groups, strict=True):
+        shared = group.keys() & expected.keys() - {"params"}
+        assert {"lr", "momentum"} <= shared
+        assert {k: group[k] for k in shared} == {k: expected[k] for k in shared}

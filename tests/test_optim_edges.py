@@ -1,7 +1,11 @@
 """What users and wrappers do to an optimizer beside stepping it."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from cases import FLAGS, use
 from torch import nn
 
 import lhkernels as lh
@@ -134,3 +138,111 @@ def test_meta_parameters():
     opt = lh.ScaleAmendedSGD([p], lr=0.1, momentum=0.9, scale_reference="initial")
     opt.step()
     assert opt.state[p]["momentum_buffer"].device.type == "meta"
+
+
+def stepped(a, b, **options):
+    """An optimizer with a group each for two parameters, the first of which has taken a step."""
+    options = {"lr": 0.1, "momentum": 0.9, **options}
+    opt = lh.ScaleAmendedSGD([{"params": [("a", a)]}, {"params": [("b", b)]}], **options)
+    opt.step()
+    return opt, a.detach().clone(), opt.state[a]["momentum_buffer"].clone()
+
+
+def a_gradient_of_another_size(opt, b):
+    b.data = torch.ones(7, 2)
+
+
+def a_gradient_of_integers(opt, b):
+    b.grad_dtype = None
+    b.grad = torch.ones(4, 2, dtype=torch.int32)
+
+
+def a_gradient_of_float8(opt, b):
+    b.grad_dtype = None
+    b.grad = torch.ones(4, 2).to(torch.float8_e4m3fn)
+
+
+def a_complex_gradient(opt, b):
+    b.grad_dtype = None
+    b.grad = torch.ones(4, 2, dtype=torch.complex64)
+
+
+def a_buffer_of_another_size(opt, b):
+    opt.state[b]["momentum_buffer"] = torch.zeros(4)
+
+
+def a_buffer_on_another_device(opt, b):
+    opt.state[b]["momentum_buffer"] = torch.zeros(4, 2, device="meta")
+
+
+@pytest.mark.parametrize("backend", FLAGS)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        a_gradient_of_another_size,
+        a_gradient_of_integers,
+        a_gradient_of_float8,
+        a_complex_gradient,
+        a_buffer_of_another_size,
+        a_buffer_on_another_device,
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_group_has_moved(spoil, backend, monkeypatch):
+    a, b = weight(3, 2), weight(4, 2)
+    opt, before, buffer = stepped(a, b, **use(backend, monkeypatch))
+    spoil(opt, b)
+    what = "gradient" if "gradient" in spoil.__name__ else "momentum buffer"
+    with pytest.raises(RuntimeError, match=f"the {what} of parameter 'b' is .*, but the parameter"):
+        opt.step()
+    assert torch.equal(a, before)
+    assert torch.equal(opt.state[a]["momentum_buffer"], buffer)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"fused": True, "foreach": True}, "exclude each other"),
+        ({"fused": True, "differentiable": True}, "no differentiable step"),
+        ({"amend": "no"}, "amend='no' is not a bool"),
+        ({"nesterov": 1}, "nesterov=1 is not a bool"),
+        ({"momentum_dtype": torch.float8_e5m2}, "momentum_dtype=torch.float8_e5m2"),
+    ],
+)
+def test_flags_that_are_set_later_are_checked_before_any_group_has_moved(options, error):
+    a, b = weight(3, 2), weight(4, 2)
+    opt, before, buffer = stepped(a, b)
+    opt.param_groups[1].update(options)
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        opt.step()
+    assert torch.equal(a, before)
+    assert torch.equal(opt.state[a]["momentum_buffer"], buffer)
+
+
+def test_two_parameters_of_one_name():
+    a, b = weight(3, 2), weight(4, 2)
+    groups = [{"params": [("weight", a)]}, {"params": [("weight", b)]}]
+    with pytest.raises(ValueError, match="two parameters are named 'weight'"):
+        lh.ScaleAmendedSGD(groups)
+    opt = lh.ScaleAmendedSGD([("weight", a)])
+    with pytest.raises(ValueError, match=r"prefix=\.\.\."):
+        opt.add_param_group({"params": [("weight", b)]})
+    assert len(opt.param_groups) == len(opt.block_scales()) == 1
+
+
+def test_a_new_weight_at_the_address_of_an_old_one_is_checked():
+    """The check of the first step must not take it for the one that it has let pass."""
+    old, other = weight(3, 2), weight(3, 2)
+    opt = lh.ScaleAmendedSGD([old], lr=0.1)
+    params = opt.param_groups[0]["params"]
+    opt.step()
+    params[0] = other
+    opt.step()  # now the optimizer has no need of the old one
+    address, gone = id(old), weakref.ref(old)
+    del old
+    gc.collect()
+    assert gone() is None
+    new = [nn.Parameter(torch.zeros(3, 2)) for _ in range(100)]
+    params[0] = next((p for p in new if id(p) == address), new[0])
+    params[0].grad = torch.ones(3, 2)
+    with pytest.raises(ValueError, match=r"squared norm 0\.0"):
+        opt.step()

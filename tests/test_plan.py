@@ -1,5 +1,8 @@
 """Plans: the chain's rule, the printed table, and what a wrong plan is told."""
 
+import gc
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -61,7 +64,11 @@ def test_the_table_reads_well():
 def test_a_plan_of_ones_own():
     net = small_net()
     plan = Plan(
-        [Block("4.weight", (10, 32), units=10, m=0.5), Block("0.bias", (8,), "vector", 8, 4)]
+        [
+            Block("4.weight", (10, 32), units=10, m=0.5),
+            Block("0.bias", (8,), "vector", 8, 4),
+            Block("0.weight", (8, 3, 3, 3), "plain"),
+        ]
     )
     opt = lh.ScaleAmendedSGD(net.named_parameters(), lr=0.1, plan=plan)
     scales = opt.block_scales()
@@ -80,7 +87,8 @@ def test_a_plan_of_ones_own():
 def test_positions_stand_for_names():
     params = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(2, 4))]
     by_position = lh.ScaleAmendedSGD(params, plan=Plan.chain(params, plain=[0]))
-    named = lh.ScaleAmendedSGD([("a", params[0]), ("b", params[1])], plan=Plan([Block(1, (2, 4))]))
+    plan = Plan([Block(0, (4, 3), "plain"), Block(1, (2, 4))])
+    named = lh.ScaleAmendedSGD([("a", params[0]), ("b", params[1])], plan=plan)
     assert list(by_position.block_scales()) == [0, 1]
     assert by_position.block_scales()[0] == 1
     assert named.block_scales()["b"] == params[1].square().sum()
@@ -120,9 +128,78 @@ def test_wrong_plans_are_told_what_is_wrong(make, words):
         assert word in str(error.value)
 
 
-def test_a_named_plan_needs_a_named_optimizer():
-    net = small_net()
+def test_a_named_plan_finds_its_own_tensors_or_needs_names():
+    net, other = small_net(), small_net()
+    plan = Plan.chain(net.named_parameters())
+    assert lh.ScaleAmendedSGD(net.parameters(), plan=plan).plan.blocks == plan.blocks
     with pytest.raises(ValueError, match=r"pass model.named_parameters\(\)"):
-        lh.ScaleAmendedSGD(net.parameters(), plan=Plan.chain(net.named_parameters()))
+        lh.ScaleAmendedSGD(other.parameters(), plan=plan)
+    assert lh.ScaleAmendedSGD(other.named_parameters(), plan=plan).plan.blocks == plan.blocks
     with pytest.raises(TypeError, match="is not a Plan"):
         lh.ScaleAmendedSGD(net.parameters(), plan={"0.weight": 1.0})
+
+
+def test_tensors_are_found_in_any_order_under_any_name():
+    """Groups [head, backbone], a plan by names or by positions; the tensors may be freed."""
+    net = small_net()
+    groups = [{"params": list(net[4].parameters())}, {"params": list(net[:2].parameters())}]
+    by_name = Plan.chain(net.named_parameters())
+    rules = [(b.kind, b.m) for b in (*by_name.blocks[4:], *by_name.blocks[:4])]
+    for plan in (by_name, Plan.chain(net.parameters())):
+        opt = lh.ScaleAmendedSGD([dict(group) for group in groups], plan=plan)
+        assert [(b.kind, b.m) for b in opt.plan.blocks] == rules
+    assert list(lh.ScaleAmendedSGD(groups, plan=by_name).block_scales())[:1] == ["4.weight"]
+    renamed = [(f"my.{i}", p) for i, p in enumerate(net.parameters())]
+    opt = lh.ScaleAmendedSGD(renamed, plan=by_name)
+    assert [b.m for b in opt.plan.blocks] == [b.m for b in by_name.blocks]
+    assert list(opt.block_scales()) == [name for name, _ in renamed]
+    kept = by_name.block_of
+    assert len(kept) == 6
+    del net, groups, renamed, opt
+    gc.collect()
+    assert len(kept) == 0
+
+
+def test_a_plan_of_the_whole_network_from_the_start():
+    """Frozen layers are in the plan before they are in the optimizer."""
+    net = small_net()
+    plan = Plan.chain(net.named_parameters())
+    whole = lh.ScaleAmendedSGD(net.named_parameters(), plan=plan).block_scales()
+    for named in (True, False):
+        head, body = (
+            list(m.named_parameters(prefix=p) if named else m.parameters())
+            for m, p in ((net[4], "4"), (net[0], "0"))
+        )
+        opt = lh.ScaleAmendedSGD(head, plan=plan)
+        opt.add_param_group({"params": body})
+        assert opt.block_scales() == {k: whole[k] for k in opt.block_scales()}
+        assert list(opt.block_scales()) == ["4.weight", "4.bias", "0.weight", "0.bias"]
+
+
+def test_a_group_that_does_not_fit_the_plan_is_not_added():
+    net = small_net()
+    opt = lh.ScaleAmendedSGD(
+        net[4].named_parameters(prefix="4"), plan=Plan.chain(net.named_parameters())
+    )
+    wrong = [("0.weight", nn.Parameter(torch.ones(8, 3, 5, 5)))]
+    with pytest.raises(ValueError, match=r"'0\.weight' the shape"):
+        opt.add_param_group({"params": wrong})
+    assert len(opt.param_groups) == 1
+
+
+def test_weights_that_the_plan_leaves_out_are_said():
+    """Once, and not for vectors, nor where it was said that they are plain."""
+    net = small_net()
+    plan = Plan([Block("4.weight", (10, 32), units=10)])
+    with pytest.warns(UserWarning, match="plan does not name '0.weight', so plain SGD"):
+        opt = lh.ScaleAmendedSGD(net.named_parameters(), plan=plan)
+    assert str(opt.plan).startswith("plan: 1 blocks, 6 parameters, 5 of them plain SGD\n")
+    meant = Plan([*plan.blocks, Block("0.weight", (8, 3, 3, 3), "plain")])
+    groups = [
+        {"params": list(net[4].named_parameters(prefix="4"))},
+        {"params": list(net[:2].named_parameters()), "amend": False},
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lh.ScaleAmendedSGD(net.named_parameters(), plan=meant)
+        lh.ScaleAmendedSGD(groups, plan=plan)

@@ -4,7 +4,7 @@ from lhkernels.step.base import Modifiers, ReferenceSet, StepSet
 from lhkernels.step.dispatch import choose, fused_backend
 from lhkernels.step.factors import block_factors, geometric_mean_of_factors
 from lhkernels.step.foreach import ForeachSet
-from lhkernels.step.sets import StepSets
+from lhkernels.step.sets import StepSets, Work
 
 __all__ = [
     "ForeachSet",
@@ -12,6 +12,7 @@ __all__ = [
     "ReferenceSet",
     "StepSet",
     "StepSets",
+    "Work",
     "block_factors",
     "choose",
     "fused_backend",

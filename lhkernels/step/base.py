@@ -70,8 +70,7 @@ class StepSet(ABC):
                 f"{params[0].dtype}; put it into a group with momentum_dtype=None"
             )
         self.params = list(params)
-        # who they are for the check of the first step, which only amended parameters undergo
-        self.ids = frozenset((id(param), blocks is not None) for param in params)
+        self.admitted = False  # whether all of them have passed the check of the first step
         self.device = params[0].device
         self.blocks = blocks
         self.names = list(range(len(self.params)) if names is None else names)

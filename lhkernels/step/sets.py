@@ -5,16 +5,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lhkernels import reference
-from lhkernels.hyperparameters import Hyperparameters
+from lhkernels.hyperparameters import Hyperparameters, as_scalar, check_flags
 from lhkernels.plan import Block
-from lhkernels.step.base import Modifiers, StepSet
+from lhkernels.step.base import Buffers, Modifiers, ReferenceSet, StepSet
 from lhkernels.step.dispatch import choose
+from lhkernels.step.factors import block_factors
+from lhkernels.step.fused import FusedSet
 from lhkernels.step.layout import is_dense
 
 # What a set is built from; another value in the group makes another set.
@@ -26,6 +29,9 @@ SET_OPTIONS = (
     "capturable",
     "momentum_dtype",
 )
+
+REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
 # What one set has in common: the group's position, device, dtype, gradients' dtype, dense memory,
 # and whether it is the first step.
@@ -41,8 +47,16 @@ class Work:
 
     params: StepSet
     grads: list[Tensor]
+    buffers: Buffers  # None where there is none yet
     h: Hyperparameters
     rounding_step: Tensor | None  # steps taken so far; the seed of stochastic rounding
+    constant: float | None = None  # of scale_reference="initial", in a step that does not move
+
+    @property
+    def moves(self) -> bool:
+        """Whether weights may change: not where lr is 0, as the host can tell without waiting."""
+        lr = as_scalar(self.h.lr)
+        return isinstance(lr, Tensor) or lr != 0 or torch.is_grad_enabled()
 
     def run(
         self,
@@ -51,20 +65,40 @@ class Work:
         found_inf: Tensor | None,
     ) -> None:
         """Take the step and keep the momentum buffers in ``state``, under torch's key."""
-        states = [state[p] for p in self.params.params] if self.h.momentum != 0 else []
-        buffers = self.params.step(
-            self.grads,
-            [s.get("momentum_buffer") for s in states] or [None] * len(self.grads),
-            self.h,
-            Modifiers(
-                grad_scale=_on(self.params.device, grad_scale),
-                found_inf=_on(self.params.device, found_inf),
-                seed=_on(self.params.device, self.rounding_step),
-            ),
+        given = Modifiers(
+            grad_scale=_on(self.params.device, grad_scale),
+            found_inf=_on(self.params.device, found_inf),
+            seed=_on(self.params.device, self.rounding_step),
         )
-        for s, buffer in zip(states, buffers):
-            if buffer is not None:
-                s["momentum_buffer"] = buffer
+        if self.params.admitted:
+            buffers = self.params.step(self.grads, self.buffers, self.h, given)
+        else:
+            buffers = self._without_moving(given._replace(seed=None))
+        if self.h.momentum != 0:
+            for param, buffer in zip(self.params.params, buffers):
+                if buffer is not None:
+                    state[param]["momentum_buffer"] = buffer
+
+    def _without_moving(self, given: Modifiers) -> Buffers:
+        """A step with lr 0, of weights that may be anything yet: their buffers alone.
+
+        torch.distributed.checkpoint takes one to make the state that it then loads, maybe before
+        it loads the weights.
+        """
+        params = self.params
+        blocks: Sequence[Block | None] = params.blocks or [None] * len(params.params)
+        factors = block_factors(params.params, blocks, self.constant, find_constant=False)
+        make = ReferenceSet if isinstance(params, FusedSet) else type(params)
+        buffers: list[Tensor | None] = []
+        for param, block, factor, grad, buffer in zip(
+            params.params, blocks, factors, self.grads, self.buffers
+        ):
+            copy = make([param.clone()], None, momentum_dtype=params.momentum_dtype)
+            if block is not None:
+                factor = factor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+                given = given._replace(scales=factor.reshape(1))
+            buffers += copy.step([grad], [buffer], self.h, given)
+        return buffers
 
 
 class StepSets:
@@ -72,7 +106,8 @@ class StepSets:
 
     def __init__(self) -> None:
         self._sets: dict[Part, Kept] = {}
-        self._admitted: set[tuple[int, bool]] = set()
+        # parameters that have taken their first step, and whether they were amended in one
+        self._admitted: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def collect(
         self,
@@ -80,37 +115,45 @@ class StepSets:
         state: Mapping[Tensor, dict[str, Any]],
         block_of: Callable[[Tensor], Block],
     ) -> list[Work]:
-        """Everything that has a gradient, in sets; hyperparameters and gradients are checked."""
+        """Everything that has a gradient, in sets; whatever could fail in a step is checked here.
+
+        Raises:
+            ValueError: an option that :class:`Hyperparameters` or :func:`check_flags` refuse.
+            RuntimeError: gradients or buffers that do not fit, or a set that no backend can step.
+        """
         work = []
         kept, self._sets = self._sets, {}
         for index, group in enumerate(groups):
             h = Hyperparameters.of_group(group)
-            parts: dict[Part, tuple[list[Tensor], list[Tensor]]] = {}
+            check_flags(group)
+            parts: dict[Part, tuple[list[Tensor], list[Tensor], list[Tensor | None]]] = {}
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:
                     continue
-                if grad.layout is not torch.strided:
-                    raise RuntimeError(
-                        f"the gradient of parameter {block_of(param).parameter!r} is sparse "
-                        f"({grad.layout}); ScaleAmendedSGD needs dense ones: build its layer with "
-                        "sparse=False, or give it to torch.optim.SGD"
-                    )
+                buffer = None
+                if h.momentum != 0:
+                    buffer = state.get(param, {}).get("momentum_buffer")
+                if not (_fits(grad, param) and (buffer is None or _fits(buffer, param))):
+                    _refuse(block_of(param).parameter, param, grad, buffer)
                 # The first buffer is not damped: parameters that have none are another set.
-                first = h.dampening != 0 and state.get(param, {}).get("momentum_buffer") is None
+                first = h.dampening != 0 and buffer is None
                 part = (index, param.device, param.dtype, grad.dtype, is_dense(param), first)
                 if part not in parts:
-                    parts[part] = ([], [])
-                params, grads = parts[part]
+                    if grad.dtype not in (COMPLEX if param.is_complex() else REAL):
+                        _refuse(block_of(param).parameter, param, grad, buffer)
+                    parts[part] = ([], [], [])
+                params, grads, buffers = parts[part]
                 params.append(param)
                 grads.append(grad)
-            for part, (params, grads) in parts.items():
+                buffers.append(buffer)
+            for part, (params, grads, buffers) in parts.items():
                 self._sets[part] = self._keep_or_build(
                     kept.get(part), part, group, params, block_of
                 )
                 part_h = replace(h, dampening=0.0) if part[-1] else h
                 seed = group["rounding_step"] if group["stochastic_rounding"] else None
-                work.append(Work(self._sets[part][1], grads, part_h, seed))
+                work.append(Work(self._sets[part][1], grads, buffers, part_h, seed))
         return work
 
     @staticmethod
@@ -150,12 +193,19 @@ class StepSets:
         for _, params in self._sets.values():
             params.invalidate_norms()
 
-    def fresh(self, work: Sequence[Work]) -> list[StepSet]:
-        """The sets in which a parameter takes its first step."""
-        return [w.params for w in work if not self._admitted.issuperset(w.params.ids)]
+    def fresh(self, work: Sequence[Work]) -> list[Work]:
+        """Where a parameter takes its first step that moves."""
+        for w in work:
+            if not w.params.admitted:  # a new set, maybe of parameters known from others
+                amended = w.params.blocks is not None
+                known = [self._admitted.get(param) for param in w.params.params]
+                w.params.admitted = all(was or (was is False and not amended) for was in known)
+        return [w for w in work if not w.params.admitted]
 
-    def admit(self, fresh: Sequence[StepSet]) -> None:
+    def admit(self, fresh: Sequence[Work]) -> None:
         """Check the weights that take their first step; the host waits for their norms.
+
+        Weights that do not move, as lr is 0, are looked at when they do.
 
         Raises:
             ValueError: a norm is 0, so that the block would never move, or not finite.
@@ -164,25 +214,59 @@ class StepSets:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a parameter takes its first step while a CUDA graph is captured; call step() once "
-                "with gradients before capturing"
+                "with gradients and lr > 0 before capturing"
             )
-        for params in fresh:
-            if params.blocks is None or params.device.type == "meta":
-                continue
-            range_of = torch.finfo(reference.norm_dtype(params.params[0].dtype))
-            for param, block, sq_norm in zip(
-                params.params, params.blocks, params.sq_norms().tolist()
-            ):
-                first = block.uses_norm and (id(param), True) not in self._admitted
-                if first and not range_of.tiny <= sq_norm <= range_of.max:
-                    why = "not finite" if not sq_norm < range_of.tiny else "too small to move by"
-                    raise ValueError(
-                        f"parameter {block.parameter!r} has squared norm {sq_norm} at its first "
-                        f"step, which is {why}; initialise it with finite values that are not all "
-                        "0, put it into a group with amend=False, or leave it out of the plan"
-                    )
-        for params in fresh:
-            self._admitted |= params.ids
+        moving = [w.params for w in fresh if w.moves]
+        for params in moving:
+            if params.blocks is not None and params.device.type != "meta":
+                self._check_norms(params, params.blocks)
+        for params in moving:
+            params.admitted = True
+            for param in params.params:
+                amended = params.blocks is not None or self._admitted.get(param, False)
+                self._admitted[param] = amended
+
+    def _check_norms(self, params: StepSet, blocks: Sequence[Block]) -> None:
+        range_of = torch.finfo(reference.norm_dtype(params.params[0].dtype))
+        for param, block, sq_norm in zip(params.params, blocks, params.sq_norms().tolist()):
+            first = block.uses_norm and not self._admitted.get(param)
+            if first and not range_of.tiny <= sq_norm <= range_of.max:
+                why = "not finite" if not sq_norm < range_of.tiny else "too small to move by"
+                raise ValueError(
+                    f"parameter {block.parameter!r} has squared norm {sq_norm} at its first "
+                    f"step, which is {why}; initialise it with finite values that are not all "
+                    "0, put it into a group with amend=False, or make it plain in the plan: "
+                    "Plan.chain(..., plain=[name])"
+                )
+
+
+def _fits(tensor: Tensor, param: Tensor) -> bool:
+    """Whether a gradient or buffer can be walked beside its parameter."""
+    return (
+        tensor.shape == param.shape
+        and tensor.device == param.device
+        and tensor.layout is torch.strided
+    )
+
+
+def _refuse(name: str | int, param: Tensor, grad: Tensor, buffer: Tensor | None) -> NoReturn:
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"the gradient of parameter {name!r} is sparse ({grad.layout}); ScaleAmendedSGD needs "
+            "dense ones: build its layer with sparse=False, or give it to torch.optim.SGD"
+        )
+    what, tensor = "gradient", grad
+    if _fits(grad, param) and buffer is not None and not _fits(buffer, param):
+        what, tensor = "momentum buffer", buffer
+    raise RuntimeError(
+        f"the {what} of parameter {name!r} is {_looks(tensor)}, but the parameter is "
+        f"{_looks(param)}; after moving or replacing it, clear its gradient "
+        "(opt.zero_grad()) and its state (del opt.state[param]), or move them along"
+    )
+
+
+def _looks(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
 def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
