@@ -230,9 +230,10 @@ class ScaleAmendedSGD(Optimizer):
             work = self._sets.collect(self.param_groups, self.state, self._block)
             found_inf = getattr(self, "found_inf", None)
             fresh = self._sets.fresh(work)
+            first = fresh or any(w.makes_buffers for w in work)
+            if found_inf is not None and first and found_inf.item() != 0:
+                return loss  # a first step that overflows makes nothing: no buffers either
             if fresh:
-                if found_inf is not None and found_inf.item() != 0:
-                    return loss  # an overflow on the first step: nothing has been made yet
                 self._sets.admit(fresh)
                 warn_of_shares(self.param_groups, self._plan)
                 self._fix_reference(work)
@@ -242,7 +243,8 @@ class ScaleAmendedSGD(Optimizer):
         return loss
 
     def _block(self, param: Tensor) -> Block:
-        if param not in self._block_of:  # somebody has edited the groups
+        block = self._block_of.get(param)
+        if block is None or block.shape != param.shape:  # somebody has edited the groups, or data
             self._find_blocks()
         return self._block_of[param]
 
@@ -263,9 +265,10 @@ class ScaleAmendedSGD(Optimizer):
         """Recompute every norm at the next step.
 
         A fused step leaves the norms of the weights it wrote for the next step, and notices writes
-        in between by the tensors' version counters, storages and addresses. Writes that change none
-        of these are not seen: through ``p.data.mul_(...)``, a NumPy view, or a kernel of one's own.
-        Call this after them.
+        in between by the tensors' version counters, storages and addresses. Call this after writes
+        that change none of these: through ``p.data.mul_(...)``, a NumPy view, or a kernel of one's
+        own. A step that finds such a write itself, in what it reads, warns, and from then on norms
+        are computed anew for every step, until this is called (docs/step.md, section 3).
         """
         self._sets.invalidate_norms()
 

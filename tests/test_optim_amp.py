@@ -131,3 +131,38 @@ def test_only_fused_true_takes_unscaling_over():
         for opt in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
             assert opt._step_supports_amp_scaling == expected
     assert not hasattr(lh.ScaleAmendedSGD, "_step_supports_amp_scaling")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("amend", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("size", [1e-8, 1e-6])
+def test_gradients_survive_unscaling(backend, amend, dtype, size, monkeypatch):
+    """Of 1e-8 at a scale of 65536: float16 holds 65536e-8, and not 1e-8."""
+    p = nn.Parameter(torch.randn(9, 7).to(dtype) / 8)
+    scaled = (65536 * size * torch.randn(9, 7)).to(dtype)
+    true = scaled.double() / 65536
+    opt = lh.ScaleAmendedSGD(
+        [p], lr=1e-5, momentum=0.9, momentum_dtype=torch.float32, amend=amend,
+        **use(backend, monkeypatch, dtype),
+    )  # fmt: skip
+    s = p.detach().double().square().sum() / 9 if amend else 1.0
+    step(opt, [p], [scaled], grad_scale=torch.tensor(65536.0), found_inf=torch.zeros(()))
+    torch.testing.assert_close(
+        opt.state[p]["momentum_buffer"].double(), s * true, rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_overflow_leaves_no_first_buffer(backend, monkeypatch):
+    """Momentum raised in mid-training, then an overflow: the next gradient is still the first."""
+    p = nn.Parameter(torch.ones(2, 2))
+    opt = lh.ScaleAmendedSGD([p], lr=0.1, amend=False, dampening=0.5, **use(backend, monkeypatch))
+    grads = [torch.full((2, 2), 0.5)]
+    step(opt, [p], grads)
+    opt.param_groups[0]["momentum"] = 0.9
+    bad = [torch.full((2, 2), float("inf"))]
+    step(opt, [p], bad, grad_scale=torch.ones(()), found_inf=torch.ones(()))
+    assert "momentum_buffer" not in opt.state.get(p, {})
+    step(opt, [p], grads, grad_scale=torch.ones(()), found_inf=torch.zeros(()))
+    assert torch.equal(opt.state[p]["momentum_buffer"], grads[0])

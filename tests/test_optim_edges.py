@@ -246,3 +246,30 @@ def test_a_new_weight_at_the_address_of_an_old_one_is_checked():
     params[0].grad = torch.ones(3, 2)
     with pytest.raises(ValueError, match=r"squared norm 0\.0"):
         opt.step()
+
+
+@pytest.mark.parametrize("backend", ["reference", "foreach", "cpp", "triton"])
+@pytest.mark.parametrize("weight_decay", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_no_weight_decay_leaves_infinite_weights_alone(
+    backend, weight_decay, momentum, monkeypatch
+):
+    """Its 0 times infinity is nothing, not NaN."""
+    p = nn.Parameter(torch.tensor([float("inf"), 1.0, -float("inf"), 2.0]).repeat(20))
+    options = {"lr": 0.5, "momentum": momentum, "weight_decay": weight_decay, "amend": False}
+    opt = lh.ScaleAmendedSGD([p], **options, **use(backend, monkeypatch))
+    p.grad = torch.ones(80)
+    opt.step()
+    expected = torch.tensor([float("inf"), 0.5, -float("inf"), 1.5]).repeat(20)
+    assert torch.equal(p.detach(), expected)
+
+
+def test_no_weight_decay_on_a_device_that_the_host_does_not_read():
+    """A weight decay that needs a gradient is a tensor to the reference, as on a GPU."""
+    weight_decay = torch.tensor(0.0, requires_grad=True)
+    for flags in ({"foreach": False}, {"foreach": True}):
+        p = nn.Parameter(torch.tensor([float("inf"), 1.0]))
+        opt = lh.ScaleAmendedSGD([p], lr=0.5, weight_decay=weight_decay, amend=False, **flags)
+        p.grad = torch.ones(2)
+        opt.step()
+        assert p.tolist() == [float("inf"), 0.5]

@@ -13,6 +13,7 @@ from torch import Tensor
 from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
+from lhkernels.step.layout import is_plain
 
 Buffers: TypeAlias = Sequence[Tensor | None]
 """A momentum buffer per parameter; None before its first step."""
@@ -70,6 +71,7 @@ class StepSet(ABC):
                 f"{params[0].dtype}; put it into a group with momentum_dtype=None"
             )
         self.params = list(params)
+        self.has_values = params[0].device.type != "meta" and all(map(is_plain, params))
         self.admitted = False  # whether all of them have passed the check of the first step
         self.device = params[0].device
         self.blocks = blocks

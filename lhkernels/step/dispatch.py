@@ -23,19 +23,20 @@ FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
 
 def choose(
-    group: Mapping[str, Any], device: torch.device, dtype: torch.dtype, dense: bool
+    group: Mapping[str, Any], device: torch.device, dtype: torch.dtype, flat: bool
 ) -> type[StepSet]:
     """The backend for a group's parameters of one device and dtype.
 
     ``fused``, ``foreach`` and ``differentiable`` are torch.optim's own flags. With none set: fused
     where it exists, else foreach where torch has kernels for it, else the reference. Parameters
-    that are not ``dense`` in memory (strided slices) are the reference's in any case.
+    that are not ``flat`` are the reference's in any case: strided slices, subclasses of Tensor with
+    operations of their own, and parameters that share memory.
 
     Raises:
         RuntimeError: ``fused=True`` where no fused backend can run, with the reason.
     """
     fused, foreach = group["fused"], group["foreach"]
-    if group["differentiable"] or not dense:
+    if group["differentiable"] or not flat:
         return ReferenceSet
     if fused:
         backend, reason = fused_backend(device.type, dtype)

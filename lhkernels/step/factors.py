@@ -52,7 +52,7 @@ def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
     numels: list[int] = []
     for params in sets:
         scales = params.scales()
-        if scales is None or params.blocks is None or params.device.type == "meta":
+        if scales is None or params.blocks is None or not params.has_values:
             continue
         for param, block, scale in zip(params.params, params.blocks, scales.unbind()):
             if block.uses_norm:

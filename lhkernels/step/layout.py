@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
 from torch import Tensor
 
 
@@ -31,3 +35,21 @@ def in_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
     if same_layout(tensor, like):
         return tensor
     return tensor.new_empty_strided(like.shape, like.stride()).copy_(tensor)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is no subclass of Tensor that takes operations over (FakeTensor, TwoTensor)."""
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
+def has_own_memory(tensors: Sequence[Tensor]) -> bool:
+    """Whether each is values in memory, which no other of them shares: what a kernel may write.
+
+    Not so: tensors that are not plain, views that are conjugated or negated when they are read, and
+    parameters made of one piece of memory.
+    """
+    if not all(is_plain(t) and not t.is_conj() and not t.is_neg() for t in tensors):
+        return False
+    filled = [t for t in tensors if t.numel() and t.device.type != "meta"]
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in filled)
+    return all(end <= start for (_, end), (start, _) in pairwise(spans))

@@ -18,7 +18,7 @@ from lhkernels.step.base import Buffers, Modifiers, ReferenceSet, StepSet
 from lhkernels.step.dispatch import choose
 from lhkernels.step.factors import block_factors
 from lhkernels.step.fused import FusedSet
-from lhkernels.step.layout import is_dense
+from lhkernels.step.layout import has_own_memory, is_dense
 
 # What a set is built from; another value in the group makes another set.
 SET_OPTIONS = (
@@ -37,7 +37,8 @@ COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 # and whether it is the first step.
 Part: TypeAlias = tuple[int, torch.device, torch.dtype, torch.dtype, bool, bool]
 
-# The values of SET_OPTIONS that a set was built from, and the set.
+# What a set was built from, the values of SET_OPTIONS and the parameters' shapes and strides (a
+# parameter may be given other data at any time), and the set.
 Kept: TypeAlias = tuple[tuple[Any, ...], StepSet]
 
 
@@ -51,6 +52,10 @@ class Work:
     h: Hyperparameters
     rounding_step: Tensor | None  # steps taken so far; the seed of stochastic rounding
     constant: float | None = None  # of scale_reference="initial", in a step that does not move
+
+    @property
+    def makes_buffers(self) -> bool:
+        return self.h.momentum != 0 and any(buffer is None for buffer in self.buffers)
 
     @property
     def moves(self) -> bool:
@@ -164,12 +169,18 @@ class StepSets:
         params: list[Tensor],
         block_of: Callable[[Tensor], Block],
     ) -> Kept:
-        """The options and set of the step before if it has these parameters, else new ones."""
-        options = tuple(group[name] for name in SET_OPTIONS)
-        if kept is not None and kept[0] == options:
-            old = kept[1].params
-            if len(old) == len(params) and all(map(operator.is_, old, params)):
-                return kept
+        """The set of the step before if it has these parameters as they are, else a new one."""
+        origin = (
+            *(group[name] for name in SET_OPTIONS),
+            [param.shape for param in params],
+            [param.stride() for param in params],
+        )
+        if (
+            kept is not None
+            and kept[0] == origin
+            and all(map(operator.is_, kept[1].params, params))
+        ):
+            return kept
         for param in params:
             if hasattr(param, "to_local"):
                 raise RuntimeError(
@@ -178,15 +189,17 @@ class StepSets:
                     "yet; use DistributedDataParallel"
                 )
         _, device, dtype, _, dense, _ = part
-        new = choose(group, device, dtype, dense)(
+        blocks = [block_of(param) for param in params]
+        new = choose(group, device, dtype, dense and has_own_memory(params))(
             params,
-            [block_of(param) for param in params] if group["amend"] else None,
+            blocks if group["amend"] else None,
+            names=[block.parameter for block in blocks],
             momentum_dtype=group["momentum_dtype"],
             capturable=group["capturable"],
         )
         if group["reference_scale"] is not None:
             new.set_reference(group["reference_scale"])
-        return options, new
+        return origin, new
 
     def invalidate_norms(self) -> None:
         """Forget all norms carried over from the last step."""
@@ -205,7 +218,8 @@ class StepSets:
     def admit(self, fresh: Sequence[Work]) -> None:
         """Check the weights that take their first step; the host waits for their norms.
 
-        Weights that do not move, as lr is 0, are looked at when they do.
+        Weights that do not move, as lr is 0, are looked at when they do. Subclasses of Tensor with
+        operations of their own are not looked at: FakeTensor has no values, others no one norm.
 
         Raises:
             ValueError: a norm is 0, so that the block would never move, or not finite.
@@ -218,7 +232,7 @@ class StepSets:
             )
         moving = [w.params for w in fresh if w.moves]
         for params in moving:
-            if params.blocks is not None and params.device.type != "meta":
+            if params.blocks is not None and params.has_values:
                 self._check_norms(params, params.blocks)
         for params in moving:
             params.admitted = True

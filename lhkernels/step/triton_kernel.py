@@ -341,7 +341,7 @@ def _real(x: float | Tensor) -> float | Tensor:
     return x if isinstance(x, Tensor) else _number(float(x))
 
 
-def _number(x: float | Tensor) -> float | Tensor:
+def _number(x: Any) -> Any:
     """The number itself; a tensor for Triton's interpreter, where numbers have no dtype to ask."""
     return torch.tensor(x) if INTERPRETED.value and not isinstance(x, Tensor) else x
 
