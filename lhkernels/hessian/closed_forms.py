@@ -83,7 +83,7 @@ class ClosedForm(ABC):
 
     @abstractmethod
     def trace(self) -> Tensor | None:
-        """The exact trace, 0-dim; None where it is not cheap."""
+        """The exact trace, 0-dim; None where only products tell it."""
 
     @abstractmethod
     def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
