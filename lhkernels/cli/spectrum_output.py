@@ -67,7 +67,7 @@ def all_blocks(found: list[tuple[Block, LocalHessian, Spectrum]]) -> str:
             percent(S.zero_fraction),
             number(trace(H, S) / S.dim),
             S.method,
-            H.form,
+            form(H),
         )
         for block, H, S in found
     ]
@@ -84,7 +84,7 @@ def one_block(block: Block, H: LocalHessian, S: Spectrum) -> str:
     rows = [
         ("block", f"{block.name} ({block.what})"),
         ("dim", str(S.dim)),
-        ("form", H.form),
+        ("form", form(H)),
         ("method", S.method + sampled),
         ("largest", f"{number(S.largest, 6)} ± {number(bounds.largest, 2)}"),
         (
@@ -108,6 +108,11 @@ def moments(S: Spectrum) -> list[dict[str, float]]:
     return [{"value": m.value, "standard_error": m.standard_error} for m in found]
 
 
+def form(H: LocalHessian) -> str:
+    """Whether the block has a closed form."""
+    return "autograd" if H.closed_form is None else "closed"
+
+
 def trace(H: LocalHessian, S: Spectrum) -> float:
     """Of the operator where it has it exactly, else from the spectrum."""
     exact = H.closed_form.trace() if H.closed_form is not None else None
@@ -120,7 +125,7 @@ def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
         "block": block.name,
         "modules": block.what,
         "dim": S.dim,
-        "form": H.form,
+        "form": form(H),
         "method": S.method,
         "probes": S.probes,
         "steps": S.steps,

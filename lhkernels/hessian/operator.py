@@ -128,7 +128,11 @@ class LocalHessian:
 
     @property
     def form(self) -> str:
-        """How products are computed: ``"gram"``, ``"factored"`` or ``"autograd"``."""
+        """How products are computed: ``"gram"``, ``"factored"`` or ``"autograd"``.
+
+        That of the last product; ``"auto"`` before the first one where its number of vectors
+        decides.
+        """
         return "autograd" if self.closed_form is None else self.closed_form.name
 
     def __matmul__(self, V: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ class WeightForm(ClosedForm):
 
     @property
     def name(self) -> str:
-        vectors = self._vectors or closed_forms.TYPICAL_VECTORS
-        return "gram" if self._gram is not None or self._prefers_gram(vectors) else "factored"
+        if not self._vectors:
+            return self._form
+        return "factored" if self._gram is None else "gram"
 
     def product(self, rows: Tensor) -> Tensor:
         self._vectors += len(rows)

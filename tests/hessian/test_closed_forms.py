@@ -266,14 +266,40 @@ def test_what_the_approximation_drops():
 def test_auto_chooses_by_operation_count_and_keeps_the_gram_matrix():
     few_places = LocalHessian(nn.Conv2d(64, 8, 3), torch.randn(2, 64, 4, 4))
     many_places = LocalHessian(nn.Conv2d(2, 8, 3), torch.randn(16, 2, 12, 12))
-    assert (few_places.form, many_places.form) == ("factored", "gram")
+    for H, form in ((few_places, "factored"), (many_places, "gram")):
+        assert H.form == "auto"
+        H @ torch.randn(H.dim, 16)
+        assert H.form == form
     layer, x = nn.Linear(64, 32), torch.randn(48, 64)
     H = LocalHessian(layer, x)
     V = torch.randn(H.dim, 1)
     first = H @ V
     assert_close(H @ V, first, 1e-5)
     wide = LocalHessian(nn.Linear(40, 500), torch.randn(30, 40), memory_limit=100)
+    wide @ torch.randn(wide.dim, 16)
     assert wide.form == "factored"  # the Gram matrix would be larger than the limit
+
+
+def test_the_form_is_that_of_the_last_product(monkeypatch):
+    """One vector isn't worth a Gram matrix; with the vectors that follow it is."""
+    H = LocalHessian(nn.Linear(64, 32), torch.randn(640, 64))
+    calls = []
+    for name in ("gram_hvp", "patch_hvp"):
+        original = getattr(patches, name)
+
+        def noted(*args, name=name, original=original):
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(patches, name, noted)
+    monkeypatch.setattr(closed_forms, "kernels", lambda: patches)
+    forms = []
+    for columns in (1, 1, 16, 1):
+        H @ torch.randn(H.dim, columns)
+        forms.append(H.form)
+    assert [{"gram": "gram_hvp", "factored": "patch_hvp"}[form] for form in forms] == calls
+    assert set(forms) == {"gram", "factored"}
+    assert LocalHessian(nn.Linear(64, 32), torch.randn(640, 64), form="gram").form == "gram"
 
 
 def test_closed_form_sees_the_mode_and_hooks():
