@@ -122,8 +122,8 @@ def compare(
             try:
                 product = make(problem)(columns)
                 errors[name] = None if true is None else distance(product, true)
-                forms[name] = None if is_peer(name) else form_of(problem, name)
                 del product
+                forms[name] = None if is_peer(name) else form_of(problem, name, columns)
                 if peaks is None and device.type == "cuda":
                     run_once = functools.partial(_run_once, make, problem, columns)
                     found[name] = memory.cuda_peak(run_once, device)
@@ -203,12 +203,17 @@ def distance(product: Tensor, true: Tensor) -> float:
     return float((product - true).norm() / true.norm())
 
 
-def form_of(problem: Problem, name: str) -> str:
-    """Which of its forms LocalHessian takes here."""
+def form_of(problem: Problem, name: str, columns: Tensor) -> str:
+    """Which of its forms LocalHessian takes here for a first product, and for a second."""
     from lhkernels.hessian import LocalHessian
 
     _, _, form = name.partition(", ")
-    return LocalHessian(problem.module, problem.inputs, problem.wrt, form=form or "auto").form
+    H = LocalHessian(problem.module, problem.inputs, problem.wrt, form=form or "auto")
+    forms = []
+    for _ in range(2):
+        H @ columns
+        forms.append(H.form)
+    return ", then ".join(dict.fromkeys(forms))
 
 
 @contextmanager

@@ -145,7 +145,9 @@ class _InputAsParameter(nn.Module):
 def curvlinops(p: Problem) -> Product:
     """``curvlinops.GGNLinearOperator``; the Hessian of ``MSELoss("sum")`` is 2 I, hence the half.
 
-    Its check that the data come in the same order every time (two more products) is off.
+    Its check that the data come in the same order every time (two more products) is off. This is
+    the interface of 3.0.1: 3.0.0 needs weights that require gradients, and what follows 3.0.1 takes
+    the parameters as a dict.
     """
     from curvlinops import GGNLinearOperator
 

@@ -213,8 +213,11 @@ def render(table: str, results: Path, machine: str | None, base: Path) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """What a benchmark wrote, alone or as a part of ``make gpu``."""
-    found = json.loads(path.read_text())
-    return found["data"][found["part"]] if "part" in found else found
+    try:
+        found = json.loads(path.read_text())
+        return found["data"][found["part"]] if "part" in found else found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} is no result of a benchmark: {error!r}") from error
 
 
 def locate(file: str, results: Path, machine: str | None, command: str) -> Path:

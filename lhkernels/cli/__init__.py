@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lhkernels import __version__
 from lhkernels.cli import asm, bench, info, spectrum, train
-from lhkernels.cli.errors import CommandError
+from lhkernels.cli.errors import CommandError, is_too_large
 
 COMMANDS = (info, train, spectrum, bench, asm)
 
@@ -33,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except CommandError as error:
         print(f"lhkernels {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        if not is_too_large(error):
+            raise
+        reason = str(error).strip().splitlines()[:1] or ["out of memory"]
+        print(f"lhkernels {args.command}: error: too large: {reason[0]}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -63,7 +63,7 @@ def print_case(rows: list[Any]) -> None:
     for row in rows:
         name = row.contender
         if row.form is not None:
-            name += f" ({row.form})" if "," not in name else ""
+            name += f" ({row.form.removeprefix('factored, ')})" if "," not in name else ""
         if row.ms is None:
             print(f"  {name:24}{'out of memory':>16}")
             continue

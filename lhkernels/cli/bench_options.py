@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lhkernels.cli.errors import CommandError
+from lhkernels.cli.errors import CommandError, check_writable, writing
 
 RESULTS = "bench/results"
 
@@ -31,11 +32,27 @@ def add_common(parser: argparse.ArgumentParser, seconds: float, what: str) -> No
 
 
 def device_of(args: argparse.Namespace) -> Any:
-    """The torch device that is asked for, if there is one; ``--seconds`` is checked too."""
+    """The torch device that is asked for, if there is one; the other options are checked too."""
+    device = _device_of(args)
+    if not 0 < args.seconds < math.inf:
+        raise CommandError(
+            f"--seconds {args.seconds} is not finite and > 0; pass such as --seconds 10"
+        )
+    if args.save is not None:
+        check_writable("--save", kept(args, device))
+    return device
+
+
+def kept(args: argparse.Namespace, device: Any) -> Path:
+    """The file that ``--save`` writes."""
+    from lhkernels.benchmarks import environment
+
+    return Path(args.save) / environment.machine(device) / f"{args.kind}.json"
+
+
+def _device_of(args: argparse.Namespace) -> Any:
     import torch
 
-    if not args.seconds > 0:
-        raise CommandError(f"--seconds {args.seconds} is not > 0; pass such as --seconds 10")
     if args.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -80,9 +97,10 @@ def finish(
 
     report = {"environment": environment.describe(device), **extra, "results": results}
     if args.save is not None:
-        path = Path(args.save) / environment.machine(device) / f"{args.kind}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        path = kept(args, device)
+        with writing("--save", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(report, indent=2) + "\n")
         if not args.json:
             print(f"\nwritten: {path}")
     if args.json:

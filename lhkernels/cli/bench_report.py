@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lhkernels.cli.bench_options import RESULTS
-from lhkernels.cli.errors import CommandError
+from lhkernels.cli.errors import CommandError, writing
 
 
 def add_kind(kinds: Any) -> None:
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         stale = []
         if args.plots is not None:
-            draw(results, args.machine, Path(args.plots))
+            with writing("--plots", Path(args.plots)):
+                draw(results, args.machine, Path(args.plots))
         if args.check is not None:
             stale = [path for path, _, new in updated(args.check, results) if new is not None]
             for path in stale:
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         if args.write is not None:
             for path, tables, new in updated(args.write, results):
                 if new is not None:
-                    path.write_text(new)
+                    with writing("--write", path):
+                        path.write_text(new)
                 print(f"{path}: {tables} table(s), {'updated' if new is not None else 'unchanged'}")
         if args.check is None and args.write is None and (args.plots is None or args.json):
             show(results, args.machine, as_json=args.json)
@@ -74,7 +76,10 @@ def updated(files: list[str], results: Path) -> list[tuple[Path, int, str | None
             if named:
                 raise CommandError(f"there is no file {path}")
             continue
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{path} can't be read: {error}") from error
         tables = len(OPENING.findall(text))
         if tables:
             try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
-from lhkernels.cli.errors import CommandError
+from lhkernels.cli.errors import CommandError, check_writable, writing
 
 KINDS = ("step-tensors", "hvp-columns", "hvp-batch", "step-elements")  # the largest last
 
@@ -43,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from lhkernels.benchmarks import environment, plots, scaling
 
     device = device_of(args)
-    if not args.max_elements >= 1000:
-        raise CommandError(f"--max-elements {args.max_elements:g} is not >= 1000")
+    if not 1000 <= args.max_elements < math.inf:
+        raise CommandError(f"--max-elements {args.max_elements:g} is not finite and >= 1000")
+    if args.plots is not None:
+        check_writable("--plots", Path(args.plots, "scaling.png"))
     if args.passes < 1:
         raise CommandError(f"--passes {args.passes} is not >= 1")
     parts = chosen("--parts", args.parts, KINDS, ",") or list(KINDS)
@@ -69,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     finish(args, device, rows, passes=args.passes, slopes=slopes)
     if args.plots is not None:
         kept = {"environment": environment.describe(device), "results": rows}
-        plots.draw_all_scaling(kept, Path(args.plots))
+        with writing("--plots", Path(args.plots)):
+            plots.draw_all_scaling(kept, Path(args.plots))
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lhkernels.cli import spectrum_output as output
-from lhkernels.cli.errors import CommandError
+from lhkernels.cli.errors import CommandError, check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +39,12 @@ alone). Batch norms are in train mode. The Hessian is that of the loss summed ov
 gradient at the block's output that --kind full needs is that of the network's mean cross-entropy.
 
 columns:
-  dim       size of the Hessian            form      closed form, or autograd
+  dim       size of the Hessian            form      closed, or autograd
   smallest  smallest that is not zero      cond      largest / smallest (non-zero)
   zero      share of zero eigenvalues      mean      trace / dim
 Unless the method is exact, smallest and cond are those of the Lanczos process, and what it has not
-resolved may lie beyond.
+resolved may lie beyond; and without a closed form of it, mean is an estimate (--block shows its
+error).
 
 examples:
   lhkernels spectrum --model vgg-small --data digits
@@ -162,10 +163,14 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda, but torch finds no CUDA device; pass --device cpu")
-    if args.plot and (Path(args.plot).suffix != ".png" or not Path(args.plot).parent.is_dir()):
-        raise CommandError(
-            f"--plot {args.plot}: pass a name ending in .png in a folder that exists"
-        )
+    if not -(2**63) <= args.seed < 2**64:
+        raise CommandError(f"--seed {args.seed} does not fit 64 bits; pass such as --seed 0")
+    if args.plot is not None:
+        if Path(args.plot).suffix != ".png" or not Path(args.plot).parent.is_dir():
+            raise CommandError(
+                f"--plot {args.plot}: pass a name ending in .png in a folder that exists"
+            )
+        check_writable("--plot", Path(args.plot))
 
 
 def prepare(args: argparse.Namespace) -> tuple[Any, Tensor, Tensor]:

@@ -7,9 +7,10 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lhkernels.cli.errors import CommandError
+from lhkernels.cli.errors import CommandError, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +66,9 @@ def all_blocks(found: list[tuple[Block, LocalHessian, Spectrum]]) -> str:
             number(S.smallest_nonzero),
             number(S.condition_number, 3),
             percent(S.zero_fraction),
-            number(trace(H, S) / S.dim),
+            number(trace(H, S)[0] / S.dim),
             S.method,
-            H.form,
+            form(H),
         )
         for block, H, S in found
     ]
@@ -80,11 +81,11 @@ def one_block(block: Block, H: LocalHessian, S: Spectrum) -> str:
 
     width = terminal_width()
     sampled = f", {S.probes} probes x {S.steps} steps" if S.probes else ""
-    bounds = S.bounds
+    bounds, (total, error) = S.bounds, trace(H, S)
     rows = [
         ("block", f"{block.name} ({block.what})"),
         ("dim", str(S.dim)),
-        ("form", H.form),
+        ("form", form(H)),
         ("method", S.method + sampled),
         ("largest", f"{number(S.largest, 6)} ± {number(bounds.largest, 2)}"),
         (
@@ -93,7 +94,7 @@ def one_block(block: Block, H: LocalHessian, S: Spectrum) -> str:
         ),
         ("condition", number(S.condition_number, 6)),
         ("zero", f"{percent(S.zero_fraction)} (up to {number(S.zero_tolerance, 3)} counts as 0)"),
-        ("trace", number(trace(H, S), 6)),
+        ("trace", number(total, 6) + (f" ± {number(error, 2)}" if error else "")),
         ("moments", "  ".join(number(moment["value"]) for moment in moments(S))),
     ]
     values, weights = S.eigenvalues.tolist(), S.weights.tolist()
@@ -108,19 +109,28 @@ def moments(S: Spectrum) -> list[dict[str, float]]:
     return [{"value": m.value, "standard_error": m.standard_error} for m in found]
 
 
-def trace(H: LocalHessian, S: Spectrum) -> float:
-    """Of the operator where it has it exactly, else from the spectrum."""
+def form(H: LocalHessian) -> str:
+    """Whether the block has a closed form."""
+    return "autograd" if H.closed_form is None else "closed"
+
+
+def trace(H: LocalHessian, S: Spectrum) -> tuple[float, float]:
+    """Its value and standard error: a closed form's, which has none, or the spectrum's."""
     exact = H.closed_form.trace() if H.closed_form is not None else None
-    return float(exact) if exact is not None else S.moment(1).value * S.dim
+    if exact is not None:
+        return float(exact), 0.0
+    value, error = S.moment(1)
+    return value * S.dim, error * S.dim if S.probes else 0.0
 
 
 def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
     """A row for programs; what does not exist is null."""
+    total, error = trace(H, S)
     row = {
         "block": block.name,
         "modules": block.what,
         "dim": S.dim,
-        "form": H.form,
+        "form": form(H),
         "method": S.method,
         "probes": S.probes,
         "steps": S.steps,
@@ -131,7 +141,8 @@ def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
         "condition_number": S.condition_number,
         "zero_fraction": S.zero_fraction,
         "zero_tolerance": S.zero_tolerance,
-        "trace": trace(H, S),
+        "trace": total,
+        "trace_standard_error": error,
         "moments": moments(S),
     }
     return without_nan(row)
@@ -163,7 +174,8 @@ def draw(found: list[tuple[Block, LocalHessian, Spectrum]], args: argparse.Names
         axes.set_title(f"{block.name}, {block.what}")
     for axes in panels[len(found) :]:
         axes.set_axis_off()
-    figure.savefig(args.plot)
+    with writing("--plot", Path(args.plot)):
+        figure.savefig(args.plot)
     print(f"\nwritten to {args.plot}", file=sys.stderr)
 
 

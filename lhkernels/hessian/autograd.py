@@ -104,6 +104,7 @@ class AutogradProducts:
             else:
                 leaves = [x.detach().requires_grad_() for x in self.snapshot.inputs]
                 z = self.snapshot(inputs=tuple(leaves))
+        self.snapshot.check_repeats(z.detach())
         self._widest = seen.numel
         self._batched = z.is_cuda or self._widest <= CPU_BATCHING_LIMIT
         if not z.requires_grad:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lhkernels.hessian.matching_problem import (
     BlockMatch,
     GradientDescent,
-    KeptRandomState,
     LossFunction,
     MatchingProblem,
 )
+from lhkernels.hessian.snapshot import KeptRandomState
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def back_matching(
     if not isinstance(x, Tensor):
         raise TypeError(f"x is of type {type(x).__name__}; pass the first block's input, a tensor")
     # A caller under no_grad or inference_mode gets the same result.
-    with torch.inference_mode(False), torch.enable_grad(), KeptRandomState(modules, x) as random:
+    tensors = [x, *(p for module in modules for p in module.parameters())]
+    with torch.inference_mode(False), torch.enable_grad(), KeptRandomState(tensors) as random:
         problems: list[MatchingProblem] = []
         z = x.detach().clone()
         for index, module in enumerate(modules):

@@ -28,8 +28,6 @@ from lhkernels.hessian.layer import Layer, Norm
 from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
 
 DEFAULT_MEMORY_LIMIT = 1 << 30
-# The number of vectors that a form is chosen for until products with more of them are asked for.
-TYPICAL_VECTORS = 16
 # Blocks whose eigenvalues would take more operations than this are not offered at all.
 MAX_EIGEN_OPERATIONS = 2e13
 
@@ -75,7 +73,10 @@ class ClosedForm(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """``"gram"`` or ``"factored"``: how the last product was computed, or the first will be."""
+        """``"gram"`` or ``"factored"``: how the last product was computed.
+
+        ``"auto"`` before the first one where its number of vectors will decide.
+        """
 
     @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class ClosedForm(ABC):
 
     @abstractmethod
     def trace(self) -> Tensor | None:
-        """The exact trace, 0-dim; None where it is not cheap."""
+        """The exact trace, 0-dim; None where only products tell it."""
 
     @abstractmethod
     def spectral_blocks(self) -> Iterator[SpectralBlock] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from lhkernels.hessian.closed_forms import DEFAULT_MEMORY_LIMIT, ClosedForm
 from lhkernels.hessian.input_form import InputForm
 from lhkernels.hessian.layer import Layer, read
@@ -25,6 +23,10 @@ def find(
         ValueError: ``approximate`` or ``form`` asks for what this block has not.
     """
     layer = read(snapshot)
+    if layer is not None:
+        _ = snapshot(inputs=layer.inputs[:2])  # what the module itself refuses, it refuses here
+        if wrt == "weight" and not _is_only_weight(layer, snapshot):
+            layer = None
     trains = layer is not None and layer.in_train_mode
     if approximate:
         _check_approximate(layer, trains, kind)
@@ -32,7 +34,7 @@ def find(
         # A batch norm has curvature of its own. And where there are only its mean and its scale to
         # vary, which it takes away, the closed form would be a difference of equal numbers.
         layer = None
-    if layer is None or math.prod(layer.output_size) < 1:
+    if layer is None:
         if form in ("gram", "factored"):
             raise ValueError(
                 f"form={form!r} is for Gauss-Newton products of one linear or convolutional layer, "
@@ -43,6 +45,12 @@ def find(
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     made = WeightForm if wrt == "weight" else InputForm
     return made(layer, approximate, form, limit)
+
+
+def _is_only_weight(layer: Layer, snapshot: Snapshot) -> bool:
+    """Whether nothing but the layer's weight has two dimensions or more."""
+    found = [snapshot.parameters[name] for name in snapshot.weight_names]
+    return len(found) == 1 and found[0].data_ptr() == layer.weight.data_ptr()
 
 
 def _check_approximate(layer: Layer | None, trains: bool, kind: str) -> None:

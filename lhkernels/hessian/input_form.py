@@ -88,7 +88,7 @@ class InputForm(ClosedForm):
     def batch_factors(self, norm: Norm) -> Factors:
         """scale (n_out,) and direction (N, n_out, *out) of M."""
         layer = self.layer
-        z = patches.forward(layer.padded, layer.weight, layer.geometry)
+        z = patches.forward(layer.centred, layer.weight, layer.geometry)
         dims = [0, *range(2, z.dim())]
         var, mean = torch.var_mean(z, dims, correction=0)
         scale, factor = norm.batch_factors(var, layer.places)

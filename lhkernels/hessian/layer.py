@@ -88,6 +88,18 @@ class Layer:
         return self.inputs if self.extend is None else self.extend(self.inputs)
 
     @property
+    def centred(self) -> Tensor:
+        """:attr:`padded` less the mean of each channel: the same to a train-mode batch norm.
+
+        Means that are large against the spread would cancel in what follows. Zeros that the kernel
+        touches can't be shifted along; such an input is left as it is, and its edges spread it.
+        """
+        x = self.padded
+        if any(self.geometry.padding):
+            return x
+        return x - x.mean([0, *range(2, x.dim())], keepdim=True)
+
+    @property
     def output_size(self) -> tuple[int, ...]:
         """The output's spatial size."""
         shape = self.inputs[:1].to("meta")
@@ -113,7 +125,7 @@ def read(snapshot: Snapshot) -> Layer | None:
         norm = _read_norm(parts[1], x)
     if type(parts[0]) is nn.Linear:
         weight = parts[0].weight.detach()
-        if x.shape[-1] != weight.shape[1]:
+        if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
             return None  # running the block tells why it can't be
         return Layer(weight, x.reshape(-1, x.shape[-1]), Geometry(), norm)
     if type(parts[0]) in CONVOLUTIONS:

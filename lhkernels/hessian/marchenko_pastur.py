@@ -84,16 +84,26 @@ class MarchenkoPastur:
         return Support(scale * (1.0 - root) ** 2, scale * (1.0 + root) ** 2)
 
     def moment(self, k: int) -> float:
-        """The mean of ``t^k`` under the law, the atom included; a whole ``k >= 0``."""
+        """The mean of ``t^k`` under the law, the atom included; a whole ``k >= 0``.
+
+        Correctly rounded; ``inf`` where it is larger than any float.
+        """
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
             raise ValueError(f"moment: k={k!r} is not a whole number >= 0")
+        k = int(k)
         if k == 0:
             return 1.0
-        terms = (
-            math.comb(int(k), j) * math.comb(int(k) - 1, j) / (j + 1) / self.ratio**j
-            for j in range(int(k))
+        # In whole numbers: powers of the ratio and of the mean leave a double's range on the way.
+        p, q = self.ratio.as_integer_ratio()
+        total = sum(
+            math.comb(k, j) * math.comb(k - 1, j) // (j + 1) * q**j * p ** (k - 1 - j)
+            for j in range(k)
         )
-        return self.mean**k * math.fsum(terms)
+        numerator, denominator = self.mean.as_integer_ratio()
+        try:
+            return numerator**k * total / (denominator**k * p ** (k - 1))
+        except OverflowError:
+            return math.inf
 
     def pdf(self, x: Any) -> Any:
         """Density of the continuous part (its integral is ``min(1, c)``); the atom is not in it.

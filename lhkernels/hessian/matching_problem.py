@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lhkernels.hessian.snapshot import KeptRandomState
 
 LossFunction = Callable[[Tensor, Any], Tensor]
 Objective = Callable[[list[Tensor], str], Tensor]
@@ -180,29 +182,6 @@ class MatchingProblem:
                 f"{self.label}: its output has NaN or infinity; look at x and the parameters"
             )
         return output
-
-
-class KeptRandomState:
-    """The random number generators of the devices in use; on leaving, as they were on entering."""
-
-    def __init__(self, modules: Iterable[nn.Module], x: Tensor) -> None:
-        tensors = [x, *(p for module in modules for p in module.parameters())]
-        self.devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
-
-    def __enter__(self) -> KeptRandomState:
-        self._entered = self.get()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.set(self._entered)
-
-    def get(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
-
-    def set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self.devices, states[1:]):
-            torch.cuda.set_rng_state(state, device)
 
 
 def _gradients(loss: Tensor, wrt: list[Tensor]) -> list[Tensor]:

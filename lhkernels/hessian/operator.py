@@ -128,7 +128,11 @@ class LocalHessian:
 
     @property
     def form(self) -> str:
-        """How products are computed: ``"gram"``, ``"factored"`` or ``"autograd"``."""
+        """How products are computed: ``"gram"``, ``"factored"`` or ``"autograd"``.
+
+        That of the last product; ``"auto"`` before the first one where its number of vectors
+        decides.
+        """
         return "autograd" if self.closed_form is None else self.closed_form.name
 
     def __matmul__(self, V: Tensor) -> Tensor:
@@ -172,20 +176,21 @@ class LocalHessian:
         return result
 
     def trace(self) -> Tensor:
-        """Trace of H, a 0-dim tensor of H's dtype.
+        """Trace of H, a 0-dim tensor of H's dtype: exact, up to rounding.
 
-        Exact where that is cheap, else :meth:`trace_estimate` with its defaults.
+        Where there is no closed form of it, that takes as many products as H has rows; of a large H
+        :meth:`trace_estimate` samples it.
         """
-        exact = self.closed_form.trace() if self.closed_form is not None else None
-        if exact is not None:
-            return exact.to(self.dtype)
-        value = self.trace_estimate().value
+        value = _trace.estimate(self, "exact").value
         return torch.tensor(value, dtype=self.dtype, device=self.device)
 
     def trace_estimate(
         self, method: str = "auto", probes: int = _trace.DEFAULT_PROBES, seed: int = 0
     ) -> _trace.TraceEstimate:
-        """Trace of H with an error estimate: see :func:`lhkernels.hessian.trace.estimate`."""
+        """Trace of H from a few products, with its standard error.
+
+        See :func:`lhkernels.hessian.trace.estimate`.
+        """
         return _trace.estimate(self, method, probes, seed)
 
     def to_scipy(self) -> LinearOperator:

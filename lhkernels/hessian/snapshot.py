@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +31,49 @@ def plain_autograd(device: torch.device) -> Iterator[None]:
         yield
 
 
+class KeptRandomState:
+    """The global generators of torch (of the devices in use), Python and NumPy.
+
+    On leaving the context, they are as they were on entering.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.devices = sorted({t.get_device() for t in tensors if t.is_cuda})
+
+    def __enter__(self) -> KeptRandomState:
+        self._entered = self.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.set(self._entered)
+
+    def get(self) -> tuple[Any, ...]:
+        numpy = sys.modules.get("numpy")  # of which a block can't draw before it is imported
+        return (
+            torch.get_rng_state(),
+            [torch.cuda.get_rng_state(device) for device in self.devices],
+            random.getstate(),
+            None if numpy is None else numpy.random.get_state(),
+        )
+
+    def set(self, state: tuple[Any, ...]) -> None:
+        of_torch, of_cuda, of_python, of_numpy = state
+        torch.set_rng_state(of_torch)
+        for device, one in zip(self.devices, of_cuda):
+            torch.cuda.set_rng_state(one, device)
+        random.setstate(of_python)
+        if of_numpy is not None:
+            sys.modules["numpy"].random.set_state(of_numpy)
+
+
 class Snapshot:
     """A copy of a block and of its recorded input.
 
     Later changes of the block don't reach the copy, and nothing of the block is ever written:
     parameters, gradients, buffers, mode. Every evaluation sees the same parameters, buffers and
-    random numbers (so the same dropout mask), and leaves the global random state alone.
+    random numbers (so the same dropout mask) of the global generators of torch, Python and NumPy,
+    and leaves these as they were. It can't know of a generator or a count that the block keeps for
+    itself, nor undo what ``forward()`` writes to a parameter: see :meth:`check_repeats`.
     The block's forward hooks are part of F and run; its backward hooks are not.
 
     Args:
@@ -63,9 +103,8 @@ class Snapshot:
         _check_parameters(module)
         for i, x in enumerate(given):
             _check_input(x, f"inputs[{i}]" if len(given) > 1 else "inputs")
-        self._cuda = sorted({t.get_device() for t in given if t.is_cuda})
-        self._rng = torch.get_rng_state()
-        self._cuda_rng = [torch.cuda.get_rng_state(d) for d in self._cuda]
+        self._random = KeptRandomState(given)
+        self._random_state = self._random.get()
         with torch.inference_mode(False), torch.no_grad():
             # Copies, so that what later happens to the caller's tensors in place is not seen.
             self.inputs = tuple(x.detach().clone() for x in given)
@@ -113,17 +152,24 @@ class Snapshot:
         state = {n: b.clone() for n, b in self.module.named_buffers()}
         state.update(self.parameters)
         state.update(parameters or {})
-        with plain_autograd(self.device), self._recorded_rng():
+        with plain_autograd(self.device), self._random:
+            self._random.set(self._random_state)
             output = torch.func.functional_call(self.module, state, arguments)
         return _check_output(output)
 
-    @contextmanager
-    def _recorded_rng(self) -> Iterator[None]:
-        with torch.random.fork_rng(devices=self._cuda):
-            torch.set_rng_state(self._rng)
-            for device, rng in zip(self._cuda, self._cuda_rng):
-                torch.cuda.set_rng_state(rng, device)
-            yield
+    def check_repeats(self, output: Tensor) -> None:
+        """Raise ValueError if a further evaluation's ``output`` is not :attr:`output` again.
+
+        That is, by more than ``sqrt(eps) * largest``: sums may be taken in another order.
+        """
+        first = self.output
+        tolerance = torch.finfo(first.dtype).eps ** 0.5 * float(first.abs().max())
+        if not torch.allclose(output, first, rtol=0.0, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                f"{type(self.module).__name__} gave another output when it was evaluated again: "
+                "its forward() must not draw from a generator of its own, depend on earlier calls "
+                "or write to its parameters"
+            )
 
 
 def _as_tuple(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -23,56 +23,54 @@ class WeightForm(ClosedForm):
         super().__init__(layer, layer.weight.numel(), approximate, memory_limit)
         self._form = form
         self._vectors = 0  # asked for so far
-        self._x = layer.padded
-        self._mean = patches.mean(self._x, layer.geometry) if layer.in_train_mode else None
+        self._centres = layer.in_train_mode and not approximate  # the paper's (18) does not
+        self._x = layer.centred if self._centres else layer.padded
+        self._mean = patches.mean(self._x, layer.geometry) if self._centres else None
         self._gram: Tensor | None = None
 
     @property
     def name(self) -> str:
-        vectors = self._vectors or closed_forms.TYPICAL_VECTORS
-        return "gram" if self._gram is not None or self._prefers_gram(vectors) else "factored"
+        if not self._vectors:
+            return self._form
+        return "factored" if self._gram is None else "gram"
 
     def product(self, rows: Tensor) -> Tensor:
         self._vectors += len(rows)
         if self._gram is None and self._prefers_gram(self._vectors):
-            self._gram = self._make_gram(self._x, self._kept_mean)
+            self._gram = self._make_gram(self._x, self._mean)
         shaped = rows.unflatten(1, (self.layer.n_out, self.layer.patch_size))
         return self._apply(shaped, *self.factors).flatten(1)
 
     def trace(self) -> Tensor:
-        scale, direction = self.factors
-        groups = self.layer.geometry.groups
-        squares = patches.mean(torch.square(self._x.double()), self.layer.geometry)
-        if self._kept_mean is not None:
-            squares -= torch.square(self._kept_mean.double())
-        of_group = squares.sum(-1) * self.layer.places  # trace of A, (G,)
-        per_channel = of_group.repeat_interleave(self.layer.n_out // groups)
+        layer = self.layer
+        x, mean = self._in_float64()
+        scale, direction = self._factors_in_float64(x, mean)
+        pieces = patches.chunks(x, layer.geometry, mean, self.memory_limit)
+        of_group = torch.stack([torch.square(u).sum((1, 2)) for u in pieces]).sum(0)  # of A, (G,)
+        per_channel = of_group.repeat_interleave(layer.n_out // layer.geometry.groups)
         if scale is not None:
             per_channel = per_channel * scale
         total = per_channel.sum()
         if direction is not None:
-            total = total - torch.square(direction.double()).sum()
-        return total.to(self.layer.weight.dtype)
+            total = total - torch.square(direction).sum()
+        return total.to(layer.weight.dtype)
 
     def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
-        layer, geometry = self.layer, self.layer.geometry
-        channels = layer.n_out // geometry.groups
-        scale, direction = self.factors
-        matrices = geometry.groups if direction is None else layer.n_out
+        layer = self.layer
+        matrices = layer.n_out if self._centres else layer.geometry.groups
         if matrices * float(layer.patch_size) ** 3 > closed_forms.MAX_EIGEN_OPERATIONS:
             return None
-        return self._blocks(channels, scale, direction)
+        return self._blocks(layer.n_out // layer.geometry.groups)
 
-    def _blocks(
-        self, channels: int, scale: Tensor | None, direction: Tensor | None
-    ) -> Iterator[SpectralBlock]:
+    def _blocks(self, channels: int) -> Iterator[SpectralBlock]:
         size, geometry = self.layer.patch_size, self.layer.geometry
-        if scale is None and not geometry.kernel and len(self._x) <= 4 * size:
+        x, mean = self._in_float64()
+        scale, direction = self._factors_in_float64(x, mean)
+        if scale is None and not geometry.kernel and len(x) <= 4 * size:
             # The singular values of the samples are more accurate than the Gram matrix's roots.
-            yield SpectralBlock(self._x.double()[None], channels, is_factor=True)
+            yield SpectralBlock(x[None], channels, is_factor=True)
             return
-        mean = None if self._kept_mean is None else self._kept_mean.double()
-        gram = self._make_gram(self._x.double(), mean)
+        gram = self._make_gram(x, mean)
         if scale is None:
             yield SpectralBlock(gram, channels, is_factor=False)
             return
@@ -81,38 +79,49 @@ class WeightForm(ClosedForm):
             values = torch.linalg.eigvalsh(gram)
             yield eigenvalue_block(by_group[:, :, None] * values[:, None], 1)
             return
-        along = direction.double().view(geometry.groups, channels, size)
+        along = direction.view(geometry.groups, channels, size)
         for g in range(geometry.groups):
             for i in range(channels):
                 matrix = by_group[g, i] * gram[g] - torch.outer(along[g, i], along[g, i])
                 yield SpectralBlock(matrix[None], 1, is_factor=False)
 
-    @property
-    def _kept_mean(self) -> Tensor | None:
-        """What A is centred by: the paper's approximation does not centre it."""
-        return None if self.approximate else self._mean
-
     def batch_factors(self, norm: Norm) -> Factors:
         """scale (n_out,) and direction (n_out, d)."""
-        weight = self.layer.weight.reshape(1, self.layer.n_out, -1)
-        products = self._apply(weight, None, None, self._mean)[0]  # A w_i
-        var = ((weight[0] * products).sum(-1) / self.layer.places).clamp_min(0)
-        scale, factor = norm.batch_factors(var, self.layer.places)
-        return scale, None if self.approximate else factor[:, None] * products
+        layer = self.layer
+        if not self._centres:
+            z = patches.forward(layer.centred, layer.weight, layer.geometry)
+            var = z.var([0, *range(2, z.dim())], correction=0)
+            return norm.batch_factors(var, layer.places)[0], None
+        weight = layer.weight.reshape(1, layer.n_out, -1)
+        return self._factors_of(norm, weight[0], self._apply(weight, None, None)[0])
 
-    def _apply(
-        self,
-        rows: Tensor,
-        scale: Tensor | None,
-        direction: Tensor | None,
-        mean: Tensor | None = None,
-    ) -> Tensor:
+    def _factors_of(self, norm: Norm, weight: Tensor, products: Tensor) -> Factors:
+        """:attr:`factors` from the products A w_i, (n_out, d)."""
+        places = self.layer.places
+        var = ((weight * products).sum(-1) / places).clamp_min(0)
+        scale, factor = norm.batch_factors(var, places)
+        return scale, factor[:, None] * products
+
+    def _in_float64(self) -> tuple[Tensor, Tensor | None]:
+        """The input and the mean patch."""
+        return self._x.double(), None if self._mean is None else self._mean.double()
+
+    def _factors_in_float64(self, x: Tensor, mean: Tensor | None) -> Factors:
+        """:attr:`factors`, where sums are taken of which a batch norm takes nearly all away."""
+        layer = self.layer
+        if layer.norm is None or not self._centres:
+            return self.factors
+        weight = layer.weight.double().reshape(1, layer.n_out, -1)
+        patch_hvp = closed_forms.kernels().patch_hvp
+        products = patch_hvp(x, layer.geometry, mean, weight, None, None, self.memory_limit)
+        return self._factors_of(layer.norm, weight[0], products[0])
+
+    def _apply(self, rows: Tensor, scale: Tensor | None, direction: Tensor | None) -> Tensor:
         kernels = closed_forms.kernels()
-        centred = self._kept_mean if mean is None else mean
-        if self._gram is not None and centred is self._kept_mean:
+        if self._gram is not None:
             return kernels.gram_hvp(self._gram, rows, scale, direction, self.memory_limit)
-        x, geometry = self._x, self.layer.geometry
-        return kernels.patch_hvp(x, geometry, centred, rows, scale, direction, self.memory_limit)
+        x, geometry, mean = self._x, self.layer.geometry, self._mean
+        return kernels.patch_hvp(x, geometry, mean, rows, scale, direction, self.memory_limit)
 
     def _make_gram(self, x: Tensor, mean: Tensor | None) -> Tensor:
         return closed_forms.kernels().patch_gram(x, self.layer.geometry, mean, self.memory_limit)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lhkernels.benchmarks import environment, hvp_cases, hvp_peers, scaling, step
-from lhkernels.cli import main
+from lhkernels.cli import errors, main
 
 TINY = hvp_cases.Case("conv2d", 3, 4, 5, 4, 2)
 NAMES = "lhkernels;double backward"
@@ -123,6 +123,8 @@ def test_roofline_is_drawn(tmp_path, monkeypatch, capsys):
         (["scaling", "--max-elements", "10"], "--max-elements 10"),
         (["scaling", "--seconds", "nan"], "--seconds nan"),
         (["scaling", "--passes", "0"], "--passes 0"),
+        (["scaling", "--max-elements", "inf"], "--max-elements inf"),
+        (["hvp", "--seconds", "inf"], "--seconds inf"),
         (["report", "--results", "nowhere"], "nowhere"),
         (["report", "--machine", "abacus", "--results", "."], "abacus"),
         (["report", "--results", "."], "no results"),
@@ -135,6 +137,28 @@ def test_bad_options(options, word, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *options]) == 2
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--save", "--plots"])
+def test_what_can_t_be_written_is_refused_first(option, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "KINDS", None)  # nothing may be computed
+    file = tmp_path / "file"
+    file.touch()
+    arguments = ["bench", "scaling", "--device", "cpu", option]
+    assert main([*arguments, str(file)]) == 2
+    assert f"{file} is no folder" in capsys.readouterr().err
+    monkeypatch.setattr(errors.os, "access", lambda path, mode: False)
+    assert main([*arguments, str(tmp_path / "new" / "folder")]) == 2
+    assert f"no permission to write to {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"part": "hvp"}', "[1]"])
+def test_broken_results_are_told(content, tmp_path, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "hvp.json").write_text(content)
+    assert main(["bench", "report", "--results", str(tmp_path)]) == 2
+    assert re.search(r"hvp.json is (no result|not what)", capsys.readouterr().err)
 
 
 def test_unknown_peers_are_told_apart():

@@ -1,10 +1,11 @@
 """`python -m lhkernels spectrum`: rows, histogram, JSON, errors."""
 
 import json
+import re
 
 import pytest
 
-from lhkernels.cli import main
+from lhkernels.cli import errors, main, spectrum
 
 SMALL = ["--model", "mlp", "--batch", "4"]
 
@@ -51,8 +52,48 @@ def test_plot(tmp_path, capsys):
         (["--batch", "0"], "--batch"),
         (["--data", "nothing"], "nothing"),
         (["--init", "nothing"], "nothing"),
+        (["--seed", str(2**64)], "--seed 18446744073709551616"),
+        (["--seed", str(-(2**63) - 1)], "--seed -9223372036854775809"),
+        (["--batch", str(10**12)], "too large"),
+        (["--batch", str(10**30)], "too large"),
+        (["--model", "mlp", "--width", "1e300"], "too large"),
+        (["--plot", "law.txt"], "--plot law.txt"),
+        (["--plot", ""], "--plot"),
     ],
 )
 def test_errors_name_the_option(argv, named, capsys):
     assert main(["spectrum", *argv]) == 2
-    assert named in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert named in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_picture_that_can_t_be_written_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(spectrum, "prepare", None)  # nothing may be computed
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    assert main(["spectrum", *SMALL, "--plot", str(folder)]) == 2
+    assert f"--plot {folder} is a folder" in capsys.readouterr().err
+    monkeypatch.setattr(errors.os, "access", lambda path, mode: False)
+    assert main(["spectrum", *SMALL, "--plot", str(tmp_path / "law.png")]) == 2
+    assert f"no permission to write to {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told(tmp_path, capsys):
+    """/dev/full takes the first byte and says that there is no room for it."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "law.png"
+    file.symlink_to("/dev/full")
+    assert main(["spectrum", "--model", "linear", "--width", "0.01", "--plot", str(file)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(": No space left on device")
+
+
+def test_an_estimated_trace_is_shown_with_its_error(capsys):
+    argv = ["spectrum", "--model", "resnet", "--batch", "1", "--image", "4", "--method", "slq"]
+    options = [*argv, "--block", "3", "--probes", "2", "--steps", "3"]
+    assert main(options) == 0
+    assert re.search(r"^trace +\S+ ± \S+$", capsys.readouterr().out, re.MULTILINE)
+    assert main([*options, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["blocks"][0]
+    assert row["form"] == "autograd"
+    assert row["trace_standard_error"] > 0

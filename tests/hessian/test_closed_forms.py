@@ -152,6 +152,67 @@ def assert_spectrum(H, expected):
     assert_close(torch.cat(values).sort().values, torch.linalg.eigvalsh(expected))
 
 
+BIASED = {  # a batch norm in train mode behind each
+    "linear": (lambda: nn.Linear(7, 5), (33, 7)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, groups=2), (9, 4, 11)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, (2, 3), dilation=(1, 2)), (8, 3, 6, 7)),
+    "zero padding": (lambda: nn.Conv2d(2, 4, 3, stride=(1, 2), padding=1, groups=2), (7, 2, 6, 5)),
+    "same": (lambda: nn.Conv1d(3, 4, 3, padding="same"), (6, 3, 9)),
+    "circular": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (4, 3, 5, 6)),
+}
+
+
+def biased(name, mean):
+    """A block with a batch norm in train mode, and inputs of that mean, both float32."""
+    make, shape = BIASED[name]
+    layer = make()
+    norm = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    return nn.Sequential(layer, norm(layer.weight.shape[0])), mean + torch.randn(shape)
+
+
+@pytest.mark.parametrize("wrt", ["weight", "input"])
+@pytest.mark.parametrize("mean", [0, 1e2, 1e3, 1e4, 1e5])
+@pytest.mark.parametrize("name", BIASED)
+def test_a_large_mean_of_the_inputs_costs_no_digits(name, mean, wrt):
+    block, x = biased(name, mean)
+    expected = gauss_newton(copy.deepcopy(block).double(), x.double(), wrt)
+    for form in ("gram", "factored") if wrt == "weight" else ("factored",):
+        H = LocalHessian(block, x, wrt, form=form)
+        assert_close(H.dense(), expected, 2e-6)
+        assert_close(H.trace(), expected.trace(), 1e-6)
+        blocks = H.closed_form.spectral_blocks()
+        if blocks is not None:
+            values = torch.cat([torch.linalg.eigvalsh(b.matrix).flatten() for b in blocks])
+            assert_close(values.sort().values, torch.linalg.eigvalsh(expected), 1e-6)
+
+
+@pytest.mark.parametrize("mean", [0, 1e3, 1e5])
+@pytest.mark.parametrize("name", BIASED)
+def test_a_large_mean_and_the_approximation(name, mean):
+    block, x = biased(name, mean)
+    for wrt in ("weight", "input"):
+        H = LocalHessian(block, x, wrt, approximate=True)
+        double = copy.deepcopy(block).double()
+        expected = LocalHessian(double, x.double(), wrt, approximate=True)
+        assert_close(H.dense(), expected.dense(), 1e-6)
+        assert_close(H.trace(), expected.trace(), 1e-6)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_trace_and_spectrum_where_the_norm_takes_nearly_all_away():
+    """One direction has 10^4 times the variance of the others, and w is almost along it."""
+    block, _ = biased("linear", 0)
+    x = torch.randn(33, 7) + 100 * torch.randn(33, 1)
+    expected = gauss_newton(copy.deepcopy(block).double(), x.double(), "weight")
+    H = LocalHessian(block, x, form="gram")
+    H @ torch.ones(H.dim)  # float32 factors are there
+    assert_close(H.trace(), expected.trace(), 2e-6)
+    values = torch.cat(
+        [torch.linalg.eigvalsh(b.matrix).flatten() for b in H.closed_form.spectral_blocks()]
+    )
+    assert_close(values.sort().values, torch.linalg.eigvalsh(expected), 2e-6)
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("spatial", [0, 1, 2])
 def test_the_paper_s_approximation(spatial):
@@ -185,7 +246,7 @@ def test_the_paper_s_approximation(spatial):
 
 def test_what_the_approximation_drops():
     """Of the input's trace a share of 1/m; of each row of the weight one direction, for any m."""
-    norm, layer = nn.BatchNorm1d(3, eps=0, affine=False), nn.Linear(4, 3)
+    norm, layer = nn.BatchNorm1d(3, eps=1e-12, affine=False), nn.Linear(4, 3)
     block = nn.Sequential(layer, norm).double()
     w = layer.weight.detach()
     shares = []
@@ -205,14 +266,40 @@ def test_what_the_approximation_drops():
 def test_auto_chooses_by_operation_count_and_keeps_the_gram_matrix():
     few_places = LocalHessian(nn.Conv2d(64, 8, 3), torch.randn(2, 64, 4, 4))
     many_places = LocalHessian(nn.Conv2d(2, 8, 3), torch.randn(16, 2, 12, 12))
-    assert (few_places.form, many_places.form) == ("factored", "gram")
+    for H, form in ((few_places, "factored"), (many_places, "gram")):
+        assert H.form == "auto"
+        H @ torch.randn(H.dim, 16)
+        assert H.form == form
     layer, x = nn.Linear(64, 32), torch.randn(48, 64)
     H = LocalHessian(layer, x)
     V = torch.randn(H.dim, 1)
     first = H @ V
     assert_close(H @ V, first, 1e-5)
     wide = LocalHessian(nn.Linear(40, 500), torch.randn(30, 40), memory_limit=100)
+    wide @ torch.randn(wide.dim, 16)
     assert wide.form == "factored"  # the Gram matrix would be larger than the limit
+
+
+def test_the_form_is_that_of_the_last_product(monkeypatch):
+    """One vector isn't worth a Gram matrix; with the vectors that follow it is."""
+    H = LocalHessian(nn.Linear(64, 4), torch.randn(640, 64))
+    calls = []
+    for name in ("gram_hvp", "patch_hvp"):
+        original = getattr(patches, name)
+
+        def noted(*args, name=name, original=original):
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(patches, name, noted)
+    monkeypatch.setattr(closed_forms, "kernels", lambda: patches)
+    forms = []
+    for columns in (1, 1, 16, 1):
+        H @ torch.randn(H.dim, columns)
+        forms.append(H.form)
+    assert [{"gram": "gram_hvp", "factored": "patch_hvp"}[form] for form in forms] == calls
+    assert forms == ["factored", "factored", "gram", "gram"]
+    assert LocalHessian(nn.Linear(64, 32), torch.randn(640, 64), form="gram").form == "gram"
 
 
 def test_closed_form_sees_the_mode_and_hooks():
@@ -239,8 +326,43 @@ def test_errors_name_the_remedy():
         LocalHessian(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), x, form="gram")
     with pytest.raises(ValueError, match="form='factored'"):
         LocalHessian(block, x, "input", form="gram")
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        LocalHessian(block, x[:1])
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_further_parameter_has_its_rows(normed):
+    """A closed form knows of one weight; the other's rows are zero."""
+    layer, x = nn.Linear(4, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    block = nn.Sequential(layer, nn.BatchNorm1d(3, dtype=torch.float64)) if normed else layer
+    expected = gauss_newton(block, x, "weight")
+    layer.extra = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
+    H = LocalHessian(block, x)
+    assert H.dim == 12 + 6
+    dense = H.dense()
+    assert_close(dense[:12, :12], expected)
+    assert not dense[12:].any()
+    assert not dense[:, 12:].any()
+    assert LocalHessian(block, x, "input").closed_form is not None
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4)), (2, 3, 5, 5)),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm2d(3)), (6, 4)),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(1)), (6, 4)),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, eps=0.0)), (6, 4)),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), (1, 4)),
+        (nn.Conv2d(3, 4, 7), (2, 3, 5, 5)),
+        (nn.Linear(1, 4), ()),
+    ],
+)
+@pytest.mark.parametrize("wrt", ["weight", "input"])
+def test_what_the_module_refuses_is_refused(block, shape, wrt):
+    x = torch.randn(shape)
+    with pytest.raises((RuntimeError, ValueError)) as ours:
+        LocalHessian(block, x, wrt)
+    with pytest.raises(type(ours.value)):
+        block(x)
 
 
 @pytest.mark.skipif(_extension.reason() is not None, reason="no C++ extension")

@@ -58,19 +58,30 @@ def test_support_and_tails(law):
     assert math.isnan(law.cdf(math.nan))
 
 
-@pytest.mark.parametrize("c", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("normalized", [False, True])
-def test_moments(c, normalized):
+@pytest.mark.parametrize(
+    ("c", "orders"), [(0.3, range(1, 5)), (1.0, range(1, 5)), (2.5, range(1, 5)), (1e-3, [2, 90])]
+)
+def test_moments(c, orders, normalized):
     law = MarchenkoPastur(c, variance=0.7, normalized=normalized)
     angles = torch.linspace(0.0, math.pi, 20001, dtype=torch.float64)
     low, high = law.support
     t = low + (high - low) * torch.sin(angles / 2) ** 2
-    for k in range(1, 5):
+    for k in orders:
         step = law.pdf(t[1:]) * t[1:] ** k * (high - low) / 2 * torch.sin(angles[1:])
         numeric = float(torch.trapezoid(step, angles[1:]))
         assert law.moment(k) == pytest.approx(numeric, rel=1e-6)
     assert law.moment(0) == 1.0
     assert law.moment(1) == pytest.approx(law.mean)
+
+
+def test_moments_whose_terms_leave_a_double_s_range():
+    law = MarchenkoPastur(1e-3, normalized=True)
+    numeric, _ = quad(lambda t: law.pdf(t) * t**400, *law.support, epsrel=1e-10, limit=200)
+    assert law.moment(400) == pytest.approx(numeric, rel=1e-7)
+    assert MarchenkoPastur(1e-3).moment(400) == math.inf  # 10^1200 and more
+    assert MarchenkoPastur(0.3, variance=1e200).moment(2) == math.inf
+    assert MarchenkoPastur(0.3, variance=1e-200).moment(2) == 0.0
 
 
 @pytest.mark.parametrize("c", [0.5, 1.0, 2.0])

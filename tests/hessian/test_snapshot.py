@@ -1,8 +1,10 @@
 """A snapshot: the user's block and the random state stay as they were, bit for bit."""
 
 import copy
+import random
 
 import hessian_cases as cases
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -277,3 +279,62 @@ def test_compiled_blocks_are_taken_as_they_were():
     block, x = nn.Linear(4, 3), torch.randn(5, 4)
     H = lh.LocalHessian(torch.compile(block), x)
     assert torch.equal(H.dense(), lh.LocalHessian(block, x).dense())
+
+
+class Draws(nn.Linear):
+    """Multiplies by noise from generators that torch knows nothing of."""
+
+    def forward(self, x):
+        noise = torch.tensor(np.random.randn(x.shape[0], 1) + random.random(), dtype=x.dtype)
+        return noise * super().forward(x)
+
+
+def test_python_s_and_numpy_s_random_numbers_are_kept():
+    block, x = Draws(4, 3).double(), torch.randn(5, 4, dtype=torch.float64)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    H = lh.LocalHessian(block, x)
+    dense = H.dense()
+    assert torch.equal(H.snapshot(), H.snapshot.output)
+    result = lh.back_matching([block], x, None, lambda z, _: z.square().sum(), lr=0.1)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    z = block(x)  # draws what the evaluations saw
+    noise = z.detach()[:, :1] / nn.functional.linear(x, block.weight, block.bias).detach()[:, :1]
+    assert (
+        cases.relative_error(dense, torch.kron(torch.eye(3), (noise * x).T @ (noise * x))) < 1e-12
+    )
+    z.square().sum().backward()
+    expected = (block.weight - 0.1 * block.weight.grad).detach()
+    torch.testing.assert_close(result[0].parameters["weight"], expected)
+
+
+class OwnGenerator(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.own = np.random.default_rng(0)
+
+    def forward(self, x):
+        return super().forward(x) * self.own.random()
+
+
+class Counts(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class Shrinks(nn.Linear):
+    def forward(self, x):
+        self.weight.data.mul_(0.9)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("wrt", ["weight", "input"])
+@pytest.mark.parametrize("block", [OwnGenerator(), Counts(4, 3), Shrinks(4, 3)])
+def test_blocks_that_change_from_call_to_call_are_refused(block, wrt):
+    before = state_of(block)
+    H = lh.LocalHessian(block, torch.randn(5, 4), wrt)
+    with pytest.raises(ValueError, match="gave another output when it was evaluated again"):
+        H @ torch.ones(H.dim)
+    assert_same(before, state_of(block))
