@@ -27,8 +27,8 @@ $(STAMP): $(SETUP)
 demo: $(STAMP) ## train a small network on real images, SGD beside scale-amended SGD (about a minute)
 	$(BIN)/python -m lhkernels train --data digits --model vgg-small --seeds 0,1,2 --out runs/demo --overwrite
 
-test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## all tests that need no GPU, a worker for each core
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -137,7 +137,7 @@ def test_distributed_example_on_two_ranks():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command, str(ROOT / "examples" / "distributed.py")],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 rank(s) alike" in done.stdout

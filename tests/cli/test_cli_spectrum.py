@@ -7,7 +7,7 @@ import pytest
 
 from lhkernels.cli import errors, main, spectrum
 
-SMALL = ["--model", "mlp", "--batch", "4"]
+SMALL = ["--model", "mlp", "--width", "0.1", "--image", "4", "--batch", "4"]
 
 
 def test_a_row_for_each_block_fits_80_columns(capsys, monkeypatch):

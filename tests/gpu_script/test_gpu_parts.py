@@ -36,7 +36,7 @@ OTHERS = """========= COMPUTE-SANITIZER
 def gpu_context(tmp_path):
     """As on a machine with a GPU: no dry run."""
     part = Part("trial", "a trial", 60, lambda context: None)
-    return Context(part, tmp_path, deadline=time.monotonic() + 60)
+    return Context(part, tmp_path, deadline=time.monotonic() + 1e9)
 
 
 def program(folder, name, text):
@@ -198,14 +198,16 @@ def test_one_model_without_memory_costs_no_other(gpu_context, monkeypatch):
     assert found["peers"] == {"results": [1]}
 
 
-def test_a_driver_that_runs_out_of_time_leaves_its_results(tmp_path, monkeypatch):
+def test_a_driver_that_runs_out_of_time_leaves_its_results(tmp_path, monkeypatch, time_is_up):
     """In the part's own keys, so that the summary shows them."""
     source = (
         "import json, sys, time\n"
         "rows = [{'model': 'resnet50', 'optimizer': 'lhkernels', 'tensors': 161, 'kernels': 1,"
         " 'copies': 0, 'copies_new_gradients': 1, 'device_ms': 0.2}]\n"
-        "json.dump({'launches': rows}, open(sys.argv[sys.argv.index('--json') + 1], 'w'))\n"
-        "time.sleep(60)\n"
+        "with open(sys.argv[sys.argv.index('--json') + 1], 'w') as file:\n"
+        "    json.dump({'launches': rows}, file)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w')\n"
+        "time.sleep(1e6)\n"
     )
     package = tmp_path / "gpu_parts" / "drivers"
     package.mkdir(parents=True)
@@ -214,6 +216,7 @@ def test_a_driver_that_runs_out_of_time_leaves_its_results(tmp_path, monkeypatch
     part = Part("launches", "kernels", 60, registry.driver("slow"))
     out = tmp_path / "out"
     out.mkdir()
+    time_is_up((tmp_path / "ready").exists)
     record = runner.run_part(part, out, limit=1.5)
     assert record["status"] == "out of time"
     text = summary.write(out).read_text()
@@ -222,13 +225,13 @@ def test_a_driver_that_runs_out_of_time_leaves_its_results(tmp_path, monkeypatch
     )
 
 
-def test_pytest_reports_what_it_has_run_when_time_is_up(gpu_context):
+def test_pytest_reports_what_it_has_run_when_time_is_up(gpu_context, tmp_path, time_is_up):
     tests = gpu_context.path("test_two.py")
     tests.write_text(
         "import time\ndef test_quick(): pass\ndef test_wrong(): assert 0\n"
-        "def test_slow(): time.sleep(60)\n"
+        f"def test_slow(): open({str(tmp_path / 'ready')!r}, 'w'); time.sleep(1e6)\n"
     )
-    gpu_context.deadline = time.monotonic() + 4
+    time_is_up((tmp_path / "ready").exists)
     args = ["-c", os.devnull, f"--rootdir={tests.parent}", str(tests)]
     with pytest.raises(OutOfTime):
         registry.select_and_test(gpu_context, "kernel", args)
@@ -237,21 +240,16 @@ def test_pytest_reports_what_it_has_run_when_time_is_up(gpu_context):
     assert found["failures"][0].endswith("test_wrong")
 
 
-def test_children_that_ignore_an_interruption_end(gpu_context):
-    pid = gpu_context.path("pid")
-    deaf = "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]"
-    script = (
-        f"{deaf}; open({str(pid)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(60)"
-    )
-    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {script!r}]).wait()"
+@pytest.mark.parametrize("parent_is_deaf", [False, True])
+def test_children_that_ignore_an_interruption_end(
+    gpu_context, time_is_up, survivor, parent_is_deaf
+):
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {survivor.code!r}])"
+    code = survivor.code if parent_is_deaf else f"{parent}.wait()"
+    time_is_up(survivor.runs, grace=0.01)
     with pytest.raises(OutOfTime):
-        gpu_context.execute([sys.executable, "-c", parent], limit=1)
-    for _ in range(50):  # a zombie until its new parent has read its status
-        state = Path(f"/proc/{pid.read_text()}/stat")
-        if not state.exists() or state.read_text().split()[2] == "Z":
-            return
-        time.sleep(0.1)
-    raise AssertionError("the child still runs")
+        gpu_context.execute([sys.executable, "-c", code], limit=1)
+    assert survivor.ended()
 
 
 def test_the_studys_data(gpu_context, tmp_path, monkeypatch):
