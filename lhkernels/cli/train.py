@@ -18,6 +18,7 @@ from lhkernels.training.config import (
     MODELS,
     OPTIMIZERS,
     TrainConfig,
+    parse_init_scale,
     parse_lr,
     parse_optimizers,
     parse_seeds,
@@ -42,12 +43,12 @@ defaults by data set:
   With --scale-reference initial, sa-sgd's default learning rate is sgd's.
 
 written to --out:
-  metrics.jsonl  a line per seed, epoch and optimizer: train_loss (mean over the epoch's batches as
-                 they were trained on), test_loss, test_error (a fraction), lr, seconds (training
-                 alone, without evaluation)
+  metrics.jsonl  a line per initial scale, seed, epoch and optimizer: train_loss (mean over the
+                 epoch's batches as they were trained on), test_loss, test_error (a fraction), lr,
+                 seconds (training alone, without evaluation)
   report.json    options, machine, final and best figures of each run; status ok, diverged (a loss
                  that is not finite; the other optimizers go on) or interrupted
-  curves.png     train loss and test error against the epoch
+  curves.png     train loss and test error against the epoch, or against the initial scale
   checkpoints/   weights, optimizer and schedule after the last finished epoch
 
 The learning rate schedule watches the test error, so the test error of the best epoch is a little
@@ -107,10 +108,9 @@ def _add_data_options(group: Any) -> None:
     group.add_argument("--rotate", type=float, metavar="DEG", help="largest rotation in degrees")
     group.add_argument(
         "--init-scale",
-        type=float,
         metavar="C",
         help="multiplies every initial weight that batch normalisation follows, 1e-6 to 1e6 "
-        "(default: 1)",
+        "(default: 1); several, 0.1,1,10, are runs each, drawn over the scale",
     )
 
 
@@ -223,6 +223,8 @@ def read_config(given: dict[str, Any], out: Path, resume: bool) -> TrainConfig:
         options["optimizers"] = parse_optimizers(options["optimizers"])
     if "seeds" in options:
         options["seeds"] = parse_seeds(options["seeds"])
+    if "init_scale" in options:
+        options["init_scale"] = parse_init_scale(options["init_scale"])
     if "lr" in options:
         options["lr"] = parse_lr(options["lr"])
     return resumed_config(RunFolder(out), options) if resume else TrainConfig(**options)

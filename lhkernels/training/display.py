@@ -47,8 +47,13 @@ class Display(Observer):
     def start_seed(self, runs: list[Run]) -> None:
         if not self.lines:
             return
-        if len(self.config.seeds) > 1:
-            self._print(f"\nseed {runs[0].seed}")
+        several = {
+            "initial weights x": (self.config.init_scales, runs[0].key.init_scale),
+            "seed": (self.config.seeds, runs[0].seed),
+        }
+        titles = [f"{name} {now:g}" for name, (values, now) in several.items() if len(values) > 1]
+        if titles:
+            self._print("\n" + ", ".join(titles))
         names = "".join(run.name.rjust(COLUMN) for run in runs)
         self._print(f"epoch   {names}\n        " + "loss   error".rjust(COLUMN) * len(runs))
         if self.bars:
@@ -63,7 +68,8 @@ class Display(Observer):
             self.bars.epoch()
 
     def epoch_done(self, runs: list[Run], epoch: int) -> None:
-        if self.lines:
+        # With several scales it is their last epochs that are compared.
+        if self.lines and (len(self.config.init_scales) == 1 or epoch == self.config.epochs):
             cells = "".join(epoch_cell(run, epoch) for run in runs)
             self._print(f"{epoch:>3}/{self.config.epochs:<4}{cells}")
 
@@ -75,8 +81,12 @@ class Display(Observer):
             if run["status"] == "diverged":
                 self._print(
                     f"{run['optimizer']} diverged in epoch {run['diverged_in_epoch']} "
-                    f"(seed {run['seed']}): try a smaller --lr for it"
+                    f"({self._place(run)}): try a smaller --lr for it"
                 )
+
+    def _place(self, run: dict[str, Any]) -> str:
+        scale = f"scale {run['init_scale']:g}, " if len(self.config.init_scales) > 1 else ""
+        return f"{scale}seed {run['seed']}"
 
     def _plus_minus(self) -> str:
         return "±" if self.console.encoding.lower().startswith("utf") else "+-"
@@ -156,11 +166,14 @@ SHOWN: dict[str, Callable[[float], str]] = {
 
 
 def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
-    """A row per optimizer; with several seeds the std of each figure below its mean."""
+    """A row per scale and optimizer; with several seeds the std of each figure below its mean."""
     seeds = len(report["config"]["seeds"])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     if seeds > 1:
         table.title = f"mean and standard deviation of {seeds} seeds"
+    scales = len({row["init_scale"] for row in report["summary"]}) > 1
+    if scales:
+        table.add_column("initial\nscale", justify="right", no_wrap=True)
     table.add_column("optimizer", no_wrap=True)
     for heading in ("lr", "train\nloss", "test\nerror", "best\nerror", "s per\nepoch"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -169,8 +182,10 @@ def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
         if row["diverged"]:
             name += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
         cells = (mean_and_std(row[field], show) for field, show in SHOWN.items())
-        rate = f"{row['lr']:g}"
-        table.add_row(name, rate, *(cell.replace("±", plus_minus) for cell in cells))
+        first = [f"{row['init_scale']:g}"] if scales else []
+        table.add_row(
+            *first, name, f"{row['lr']:g}", *(cell.replace("±", plus_minus) for cell in cells)
+        )
     return table
 
 
