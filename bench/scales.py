@@ -40,15 +40,15 @@ GRID = range(-6, 1)  # rungs of the ladder ..., 0.001, 0.003, 0.01, ..., 0.3, 1,
 
 # What `train` has as its defaults, and `make demo` and the README show.
 SETTINGS: Mapping[str, dict[str, Any]] = {
-    "digits": {"data": "digits", "validation": 300, "weight_decay": 0.0},
-    "digits-decay": {"data": "digits", "validation": 300},
+    "digits": {"data": "digits", "validation": 300},
+    "digits-no-decay": {"data": "digits", "validation": 300, "weight_decay": 0.0},
     "fashion-mnist": {
         "data": "fashion-mnist", "validation": 2000, "limit": 6000, "shrink": 2, "epochs": 5,
     },
 }  # fmt: skip
 SCALES: Mapping[str, tuple[float, ...]] = {
     "digits": (0.1, 0.3, 1.0, 3.0, 10.0),
-    "digits-decay": (1.0,),
+    "digits-no-decay": (0.1, 0.3, 1.0, 3.0, 10.0),
     "fashion-mnist": (0.1, 1.0, 10.0),
 }
 

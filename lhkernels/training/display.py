@@ -156,12 +156,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-# The table's figures, and how each is written.
-SHOWN: dict[str, Callable[[float], str]] = {
-    "final_train_loss": short,
-    "final_test_error": percent,
-    "best_test_error": percent,
-    "seconds_per_epoch": "{:.2f}".format,
+# The table's figures: heading, and how each is written.
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "final_train_loss": ("train\nloss", short),
+    "final_test_error": ("test\nerror", percent),
+    "best_test_error": ("best\nerror", percent),
+    "seconds_per_epoch": ("s per\nepoch", "{:.2f}".format),
 }
 
 
@@ -171,17 +171,19 @@ def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     if seeds > 1:
         table.title = f"mean and standard deviation of {seeds} seeds"
+    shown = dict(SHOWN)
     scales = len({row["init_scale"] for row in report["summary"]}) > 1
     if scales:
-        table.add_column("initial\nscale", justify="right", no_wrap=True)
+        del shown["best_test_error"]  # leaves its place to the scale
+        table.add_column("init\nscale", justify="right", no_wrap=True)
     table.add_column("optimizer", no_wrap=True)
-    for heading in ("lr", "train\nloss", "test\nerror", "best\nerror", "s per\nepoch"):
+    for heading in ("lr", *(heading for heading, _ in shown.values())):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["summary"]:
         name = row["optimizer"]
         if row["diverged"]:
             name += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
-        cells = (mean_and_std(row[field], show) for field, show in SHOWN.items())
+        cells = (mean_and_std(row[field], show) for field, (_, show) in shown.items())
         first = [f"{row['init_scale']:g}"] if scales else []
         table.add_row(
             *first, name, f"{row['lr']:g}", *(cell.replace("±", plus_minus) for cell in cells)

@@ -32,7 +32,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
 
     def holds_run(self) -> bool:
-        return self.report.exists() or self.metrics.exists() or self.checkpoints.exists()
+        # Path.exists raises for a name that is too long.
+        return any(map(os.path.exists, (self.report, self.metrics, self.checkpoints)))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

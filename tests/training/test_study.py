@@ -19,7 +19,17 @@ from lhkernels.training.models import normalised_weights
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-FIELDS = ["init_scale", "seed", "optimizer", "epoch", "train_loss", "test_loss", "test_error", "lr", "seconds"]
+FIELDS = [
+    "init_scale",
+    "seed",
+    "optimizer",
+    "epoch",
+    "train_loss",
+    "test_loss",
+    "test_error",
+    "lr",
+    "seconds",
+]
 CPU = torch.device("cpu")
 
 
