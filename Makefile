@@ -24,8 +24,9 @@ $(STAMP): $(SETUP)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $@
 
-demo: $(STAMP) ## train a small network on real images, SGD beside scale-amended SGD (about a minute)
-	$(BIN)/python -m lhkernels train --data digits --model vgg-small --seeds 0,1,2 --out runs/demo --overwrite
+demo: $(STAMP) ## train from initial weights of five scales, SGD beside scale-amended SGD (a minute or two)
+	$(BIN)/python -m lhkernels train --data digits --validation 300 --init-scale 0.1,0.3,1,3,10 \
+	  --seeds 0,1,2 --out runs/demo --overwrite
 
 test: $(STAMP) ## all tests that need no GPU, a worker for each core
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile

@@ -47,8 +47,13 @@ class Display(Observer):
     def start_seed(self, runs: list[Run]) -> None:
         if not self.lines:
             return
-        if len(self.config.seeds) > 1:
-            self._print(f"\nseed {runs[0].seed}")
+        several = {
+            "initial weights x": (self.config.init_scales, runs[0].key.init_scale),
+            "seed": (self.config.seeds, runs[0].seed),
+        }
+        titles = [f"{name} {now:g}" for name, (values, now) in several.items() if len(values) > 1]
+        if titles:
+            self._print("\n" + ", ".join(titles))
         names = "".join(run.name.rjust(COLUMN) for run in runs)
         self._print(f"epoch   {names}\n        " + "loss   error".rjust(COLUMN) * len(runs))
         if self.bars:
@@ -63,7 +68,8 @@ class Display(Observer):
             self.bars.epoch()
 
     def epoch_done(self, runs: list[Run], epoch: int) -> None:
-        if self.lines:
+        # With several scales it is their last epochs that are compared.
+        if self.lines and (len(self.config.init_scales) == 1 or epoch == self.config.epochs):
             cells = "".join(epoch_cell(run, epoch) for run in runs)
             self._print(f"{epoch:>3}/{self.config.epochs:<4}{cells}")
 
@@ -75,8 +81,12 @@ class Display(Observer):
             if run["status"] == "diverged":
                 self._print(
                     f"{run['optimizer']} diverged in epoch {run['diverged_in_epoch']} "
-                    f"(seed {run['seed']}): try a smaller --lr for it"
+                    f"({self._place(run)}): try a smaller --lr for it"
                 )
+
+    def _place(self, run: dict[str, Any]) -> str:
+        scale = f"scale {run['init_scale']:g}, " if len(self.config.init_scales) > 1 else ""
+        return f"{scale}seed {run['seed']}"
 
     def _plus_minus(self) -> str:
         return "±" if self.console.encoding.lower().startswith("utf") else "+-"
@@ -146,31 +156,38 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-# The table's figures, and how each is written.
-SHOWN: dict[str, Callable[[float], str]] = {
-    "final_train_loss": short,
-    "final_test_error": percent,
-    "best_test_error": percent,
-    "seconds_per_epoch": "{:.2f}".format,
+# The table's figures: heading, and how each is written.
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "final_train_loss": ("train\nloss", short),
+    "final_test_error": ("test\nerror", percent),
+    "best_test_error": ("best\nerror", percent),
+    "seconds_per_epoch": ("s per\nepoch", "{:.2f}".format),
 }
 
 
 def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
-    """A row per optimizer; with several seeds the std of each figure below its mean."""
+    """A row per scale and optimizer; with several seeds the std of each figure below its mean."""
     seeds = len(report["config"]["seeds"])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     if seeds > 1:
         table.title = f"mean and standard deviation of {seeds} seeds"
+    shown = dict(SHOWN)
+    scales = len({row["init_scale"] for row in report["summary"]}) > 1
+    if scales:
+        del shown["best_test_error"]  # leaves its place to the scale
+        table.add_column("init\nscale", justify="right", no_wrap=True)
     table.add_column("optimizer", no_wrap=True)
-    for heading in ("lr", "train\nloss", "test\nerror", "best\nerror", "s per\nepoch"):
+    for heading in ("lr", *(heading for heading, _ in shown.values())):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["summary"]:
         name = row["optimizer"]
         if row["diverged"]:
             name += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
-        cells = (mean_and_std(row[field], show) for field, show in SHOWN.items())
-        rate = f"{row['lr']:g}"
-        table.add_row(name, rate, *(cell.replace("±", plus_minus) for cell in cells))
+        cells = (mean_and_std(row[field], show) for field, (_, show) in shown.items())
+        first = [f"{row['init_scale']:g}"] if scales else []
+        table.add_row(
+            *first, name, f"{row['lr']:g}", *(cell.replace("±", plus_minus) for cell in cells)
+        )
     return table
 
 

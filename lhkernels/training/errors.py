@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 class TrainingError(Exception):
     """Something the user can put right: an option, a file, a missing package."""
@@ -17,6 +19,13 @@ class ConfigError(TrainingError, ValueError):
 
 class DataError(TrainingError):
     """A data set that is missing, truncated or not what its name says."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's or NumPy's, CUDA's, or torch's on a CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def option_name(field: str) -> str:

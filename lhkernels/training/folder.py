@@ -1,20 +1,23 @@
-"""The files of a run: metrics.jsonl, report.json, curves.png, checkpoints/OPTIMIZER-seedN.pt."""
+"""The files of a training: metrics.jsonl, report.json, curves.png, a checkpoint for each run."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lhkernels.training.config import RunKey
 from lhkernels.training.errors import TrainingError
 
 STATE_PARTS = {"model", "optimizer", "scheduler", "scaler", "history", "diverged"}
 RECORD_FIELDS = {
-    "seed", "epoch", "optimizer", "train_loss", "test_loss", "test_error", "lr", "seconds",
+    *RunKey._fields, "epoch", "train_loss", "test_loss", "test_error", "lr", "seconds",
 }  # fmt: skip
 
 
@@ -29,23 +32,49 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
 
     def holds_run(self) -> bool:
-        return self.report.exists() or self.metrics.exists() or self.checkpoints.exists()
+        # Path.exists raises for a name that is too long.
+        return any(map(os.path.exists, (self.report, self.metrics, self.checkpoints)))
 
-    def create(self) -> None:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; a crash lets go as well."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise TrainingError(
+                    f"--out {self.path}: another process trains into it; wait for its end, or name "
+                    "another folder"
+                ) from error
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise TrainingError(
-                f"--out {self.path}: the folder can not be made ({error.strerror})"
+                f"--out {self.path}: can not be written ({error.strerror}); finished epochs are "
+                "safe: put that right and go on by --resume, or name another folder"
             ) from error
 
     def clear(self) -> None:
         """Delete an earlier run's files, and nothing else that may lie there."""
-        for file in (self.metrics, self.report, self.curves, *self.checkpoints.glob("*-seed*.pt")):
-            file.unlink(missing_ok=True)
+        with self._writing():
+            self.checkpoints.mkdir(exist_ok=True)
+            checkpoints = self.checkpoints.glob("*-seed*.pt")
+            for file in (self.metrics, self.report, self.curves, *checkpoints):
+                file.unlink(missing_ok=True)
 
     def write_report(self, report: dict[str, Any]) -> None:
-        self._write(self.report, strict_json(report, indent=2) + "\n")
+        self.write(self.report, strict_json(report, indent=2).encode() + b"\n")
 
     def read_report(self) -> dict[str, Any]:
         try:
@@ -56,54 +85,54 @@ class RunFolder:
             ) from error
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
-        self._write(self.metrics, "".join(strict_json(record) + "\n" for record in records))
+        lines = "".join(strict_json(record) + "\n" for record in records)
+        self.write(self.metrics, lines.encode())
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
+        with self._writing(), self.metrics.open("a") as file:
             file.write(strict_json(record) + "\n")
 
-    def checkpoint(self, optimizer: str, seed: int) -> Path:
-        return self.checkpoints / f"{optimizer}-seed{seed}.pt"
+    def checkpoint(self, key: RunKey) -> Path:
+        scale = "" if key.init_scale == 1 else f"-scale{key.init_scale}"
+        return self.checkpoints / f"{key.optimizer}-seed{key.seed}{scale}.pt"
 
-    def save_checkpoint(self, optimizer: str, seed: int, state: dict[str, Any]) -> None:
-        path = self.checkpoint(optimizer, seed)
-        temporary = path.with_suffix(".tmp")
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def save_checkpoint(self, key: RunKey, state: dict[str, Any]) -> None:
+        content = io.BytesIO()  # torch.save to a full disk raises no OSError
+        torch.save(state, content)
+        self.write(self.checkpoint(key), content.getbuffer())
 
-    def load_checkpoint(
-        self, optimizer: str, seed: int, device: torch.device
-    ) -> dict[str, Any] | None:
+    def load_checkpoint(self, key: RunKey, device: torch.device) -> dict[str, Any] | None:
         """The saved state, or None where that run had not finished an epoch yet."""
-        path = self.checkpoint(optimizer, seed)
+        path = self.checkpoint(key)
         if not path.exists():
             return None
         try:
             state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # what unpickling raises depends on the damage
-            raise self.damaged_checkpoint(optimizer, seed, "can not be read") from error
-        if not is_state(state, optimizer, seed):
-            raise self.damaged_checkpoint(optimizer, seed, "does not hold this run's state")
+            raise self.damaged_checkpoint(key, "can not be read") from error
+        if not is_state(state, key):
+            raise self.damaged_checkpoint(key, "does not hold this run's state")
         return state
 
-    def damaged_checkpoint(self, optimizer: str, seed: int, what: str) -> TrainingError:
+    def damaged_checkpoint(self, key: RunKey, what: str) -> TrainingError:
         """The error for a checkpoint that is no use, with the ways out."""
         return TrainingError(
-            f"{self.checkpoint(optimizer, seed)}: {what}; delete it to train this run again from "
+            f"{self.checkpoint(key)}: {what}; delete it to train this run again from "
             "its start, or use --overwrite to train all of them"
         )
 
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
+    def write(self, path: Path, content: bytes | memoryview) -> None:
+        """Put ``content`` in the place of the file, all of it or nothing."""
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with self._writing():
+            try:
+                temporary.write_bytes(content)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
-def is_state(state: Any, optimizer: str, seed: int) -> bool:
+def is_state(state: Any, key: RunKey) -> bool:
     """Whether ``state`` has all parts of a run's state, and the history of this very run."""
     if not (isinstance(state, dict) and state.keys() >= STATE_PARTS):
         return False
@@ -111,7 +140,7 @@ def is_state(state: Any, optimizer: str, seed: int) -> bool:
     return isinstance(history, list) and all(
         isinstance(record, dict)
         and record.keys() >= RECORD_FIELDS
-        and (record["optimizer"], record["seed"], record["epoch"]) == (optimizer, seed, epoch)
+        and (*(record[field] for field in RunKey._fields), record["epoch"]) == (*key, epoch)
         for epoch, record in enumerate(history, start=1)
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lhkernels.training.config import TrainConfig
+from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.data import ImageData, batches, random_stream
 from lhkernels.training.errors import ConfigError, TrainingError
 from lhkernels.training.models import VGG, initialise
@@ -28,20 +28,19 @@ BatchCallback = Callable[[int, float], None]
 class Run:
     """The training of one network by one optimizer from one seed.
 
-    ``history`` has a record an epoch: seed, epoch (from 1), optimizer, train_loss (mean over the
-    epoch's batches as they were trained on), test_loss, test_error (a fraction), lr (the epoch's),
-    seconds (training alone), and with held-out images validation_loss and validation_error. A loss
-    that is not finite is None, and ends the run as diverged.
+    ``history`` has a record an epoch: init_scale, seed, optimizer, epoch (from 1),
+    train_loss (mean over the epoch's batches as they were trained on), test_loss, test_error (a
+    fraction), lr (the epoch's), seconds (training alone), and with held-out images validation_loss
+    and validation_error. A loss that is not finite is None, and ends the run as diverged.
     """
 
     def __init__(
-        self, config: TrainConfig, optimizer: str, seed: int, data: ImageData, device: torch.device
+        self, config: TrainConfig, key: RunKey, data: ImageData, device: torch.device
     ) -> None:
-        self.config, self.name, self.seed, self.data, self.device = (
-            config, optimizer, seed, data, device,
-        )  # fmt: skip
-        self.model = build_model(config, data, seed).to(device)
-        self.optimizer = build_optimizer(optimizer, self.model, config)
+        self.key, self.seed, self.name = key, key.seed, key.optimizer
+        self.config, self.data, self.device = config, data, device
+        self.model = build_model(config, data, key.seed, key.init_scale).to(device)
+        self.optimizer = build_optimizer(key.optimizer, self.model, config)
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=config.lr_factor, patience=config.patience
         )
@@ -65,8 +64,8 @@ class Run:
         train_loss = self._train(epoch, on_batch)
         seconds = time.perf_counter() - start
         record: Record = {
-            "seed": self.seed, "epoch": epoch, "optimizer": self.name, "train_loss": None,
-            "test_loss": None, "test_error": None, "lr": lr, "seconds": round(seconds, 4),
+            **self.key._asdict(), "epoch": epoch, "train_loss": None, "test_loss": None,
+            "test_error": None, "lr": lr, "seconds": round(seconds, 4),
         }  # fmt: skip
         if math.isfinite(train_loss) and self._weights_are_finite():
             record["train_loss"] = train_loss
@@ -178,11 +177,11 @@ def note(record: Record, part: str, figures: tuple[float, float]) -> None:
     record[f"{part}_loss"] = loss if math.isfinite(loss) else None
 
 
-def build_model(config: TrainConfig, data: ImageData, seed: int) -> VGG:
+def build_model(config: TrainConfig, data: ImageData, seed: int, init_scale: float = 1.0) -> VGG:
     """The network as every optimizer starts from it: drawn on the CPU from the seed alone."""
     channels = data.train_images.shape[1]
     model = VGG(config.model, channels, data.classes, config.width, config.depth)
-    initialise(model, random_stream(seed, epoch=0), config.init_scale)
+    initialise(model, random_stream(seed, epoch=0), init_scale)
     return model
 
 

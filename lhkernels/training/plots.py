@@ -1,9 +1,11 @@
-"""curves.png: train loss and test error against the epoch."""
+"""curves.png: train loss and test error against the epoch, or against the initial scale."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+from collections.abc import Iterable
 from statistics import fmean
+from typing import Any
 
 from lhkernels.training.config import OPTIMIZERS, TrainConfig
 from lhkernels.training.loop import Record
@@ -17,86 +19,106 @@ STYLES = {
 }
 assert set(STYLES) == set(OPTIMIZERS)
 MARKERS = 12  # on each line
+FONT: Any = {"font.size": 11}
 
-Band = tuple[list[int], list[float], list[float], list[float]]  # epochs, mean, least, largest
+Band = tuple[list[float], list[float], list[float], list[float]]  # x, mean, least, largest
 
 
-def draw_curves(config: TrainConfig, histories: Histories, path: Path) -> None:
-    """One line per optimizer: the mean over the seeds, and the range between them as a band."""
+def draw_curves(config: TrainConfig, histories: Histories) -> bytes:
+    """A PNG: a line per optimizer, the mean over the seeds, and their range as a band.
+
+    Over the epochs; with several initial scales the final figures over the scale.
+    """
+    import matplotlib
     from matplotlib.figure import Figure
+
+    several = len(config.init_scales) > 1
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, field, factor in zip(panels, ("train_loss", "test_error"), (1, 100), strict=True):
+            for optimizer in config.optimizers:
+                mine = [history for key, history in histories.items() if key.optimizer == optimizer]
+                records = [r for history in mine for r in (history[-1:] if several else history)]
+                band = spread(records, field, factor, "init_scale" if several else "epoch")
+                draw_band(axes, band, optimizer, label(config, mine, optimizer))
+            axes.grid(alpha=0.3)
+            _scale_axis(axes, config) if several else _epoch_axis(axes)
+        _loss_axis(panels[0])
+        panels[0].set_title("train loss", loc="left", fontsize=11)
+        panels[1].set_title("test error [%]", loc="left", fontsize=11)
+        panels[1].set_ylim(bottom=0)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.suptitle(title(config), fontsize=11)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _epoch_axis(axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
-    loss_axes, error_axes = figure.subplots(1, 2)
-    for axes, field, factor in ((loss_axes, "train_loss", 1), (error_axes, "test_error", 100)):
-        for optimizer in config.optimizers:
-            band = spread(histories, optimizer, field, factor)
-            draw_band(axes, band, optimizer, label(config, histories, optimizer))
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    loss_axes.set_yscale("log")
-    low, high = loss_axes.get_ylim()
-    loss_axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _scale_axis(axes, config: TrainConfig) -> None:
+    axes.set_xlabel("initial weights x")
+    axes.set_xscale("log")
+    axes.set_xticks(config.init_scales, [f"{scale:g}" for scale in config.init_scales])
+    axes.set_xticks([], minor=True)
+
+
+def _loss_axis(axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
     if high < 10 * low:  # within a decade there may be no major tick at all
-        loss_axes.yaxis.set_minor_formatter("{x:g}")
-        loss_axes.grid(alpha=0.3, which="minor")
-    loss_axes.set_ylabel("train loss")
-    error_axes.set_ylabel("test error [%]")
-    error_axes.legend()
-    figure.suptitle(title(config))
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.grid(alpha=0.3, which="minor")
 
 
-def spread(histories: Histories, optimizer: str, field: str, factor: float) -> Band:
-    """Mean, least and largest value over the seeds in every epoch that some seed has reached."""
-    values: dict[int, list[float]] = {}
-    for (_, name), history in histories.items():
-        for record in history:
-            if name == optimizer and record[field] is not None:
-                values.setdefault(record["epoch"], []).append(factor * record[field])
-    epochs = sorted(values)
+def spread(records: Iterable[Record], field: str, factor: float = 1, along: str = "epoch") -> Band:
+    """Mean, least and largest of a figure, for every epoch (or scale) that some record has."""
+    values: dict[float, list[float]] = {}
+    for record in records:
+        if record[field] is not None:
+            values.setdefault(record[along], []).append(factor * record[field])
+    places = sorted(values)
     return (
-        epochs,
-        [fmean(values[epoch]) for epoch in epochs],
-        [min(values[epoch]) for epoch in epochs],
-        [max(values[epoch]) for epoch in epochs],
+        places,
+        [fmean(values[place]) for place in places],
+        [min(values[place]) for place in places],
+        [max(values[place]) for place in places],
     )
 
 
 def draw_band(axes, band: Band, optimizer: str, text: str) -> None:
-    epochs, mean, least, largest = band
+    places, mean, least, largest = band
     style = STYLES[optimizer]
-    every = max(1, len(epochs) // MARKERS)
-    axes.plot(epochs, mean, label=text, markersize=4.5, markevery=every, **style)
+    every = max(1, len(places) // MARKERS)
+    axes.plot(places, mean, label=text, markersize=4.5, markevery=every, **style)
     if least != largest:
-        axes.fill_between(epochs, least, largest, color=style["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(places, least, largest, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def label(config: TrainConfig, histories: Histories, optimizer: str) -> str:
+def label(config: TrainConfig, histories: list[list[Record]], optimizer: str) -> str:
     """The legend's entry, which says so when a line ends early."""
     text = f"{optimizer}, lr {config.lr[optimizer]:g}"
-    diverged = [
-        history[-1] for key, history in histories.items() if _diverged(key, history, optimizer)
-    ]
+    last = [history[-1] for history in histories if history]
+    diverged = [record["epoch"] for record in last if record["train_loss"] is None]
     if not diverged:
         return text
-    first = min(record["epoch"] for record in diverged)
-    share = "" if len(config.seeds) == 1 else f" ({len(diverged)} of {len(config.seeds)} seeds)"
-    return f"{text}: diverged in epoch {first}{share}"
-
-
-def _diverged(key: tuple[int, str], history: list[Record], optimizer: str) -> bool:
-    return key[1] == optimizer and bool(history) and history[-1]["train_loss"] is None
+    runs = len(config.seeds) * len(config.init_scales)
+    share = "" if runs == 1 else f" ({len(diverged)} of {runs} runs)"
+    return f"{text}: diverged in epoch {min(diverged)}{share}"
 
 
 def title(config: TrainConfig) -> str:
     parts = [config.data, config.model + (f" x {config.width:g}" if config.width != 1 else "")]
     if config.depth != 1:
         parts[-1] += f", depth x {config.depth}"
-    if config.init_scale != 1:
+    if config.init_scales != (1,) and len(config.init_scales) == 1:
         parts.append(f"initial weights x {config.init_scale:g}")
     if len(config.seeds) > 1:
         parts.append(f"mean and range of {len(config.seeds)} seeds")

@@ -8,31 +8,29 @@ from typing import Any
 
 import torch
 
-from lhkernels.training.config import TrainConfig
+from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.loop import Record
 
-Histories = dict[tuple[int, str], list[Record]]  # (seed, optimizer) -> a record per epoch
+Histories = dict[RunKey, list[Record]]  # a record per epoch
 
 
 def make_report(config: TrainConfig, histories: Histories, device: torch.device) -> dict[str, Any]:
     """What report.json holds: the options, the machine, a status and figures for every run."""
-    runs = [
-        describe_run(config, seed, optimizer, histories.get((seed, optimizer), []))
-        for seed in config.seeds
-        for optimizer in config.optimizers
-    ]
+    runs = [describe_run(config, key, histories.get(key, [])) for key in config.run_keys()]
     return {
         "config": config.to_dict(),
         "environment": environment(device),
         "runs": runs,
-        "summary": [summarise(optimizer, runs) for optimizer in config.optimizers],
+        "summary": [
+            summarise(scale, optimizer, runs)
+            for scale in config.init_scales
+            for optimizer in config.optimizers
+        ],
     }
 
 
-def describe_run(
-    config: TrainConfig, seed: int, optimizer: str, history: list[Record]
-) -> dict[str, Any]:
-    """Status, final and best figures of one seed and optimizer; null where there are none."""
+def describe_run(config: TrainConfig, key: RunKey, history: list[Record]) -> dict[str, Any]:
+    """Status, final and best figures of one run; null where there are none."""
     finished = [record for record in history if record["train_loss"] is not None]
     diverged = len(finished) < len(history)
     best = min(finished, key=lambda record: record["test_error"], default=None)
@@ -40,10 +38,9 @@ def describe_run(
     complete = len(history) >= config.epochs
     status = "diverged" if diverged else "ok" if complete else "interrupted"
     return {
-        "seed": seed,
-        "optimizer": optimizer,
+        **key._asdict(),
         "status": status,
-        "lr": config.lr[optimizer],
+        "lr": config.lr[key.optimizer],
         "epochs": len(finished),
         "diverged_in_epoch": len(history) if diverged else None,
         "final_lr": last and last["lr"],
@@ -61,11 +58,12 @@ def describe_run(
 SUMMARISED = ("final_train_loss", "final_test_error", "best_test_error", "seconds_per_epoch")
 
 
-def summarise(optimizer: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(init_scale: float, optimizer: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and sample std over the seeds that did not diverge (std: null for fewer than two)."""
-    mine = [run for run in runs if run["optimizer"] == optimizer]
+    mine = [r for r in runs if (r["init_scale"], r["optimizer"]) == (init_scale, optimizer)]
     sound = [run for run in mine if run["status"] != "diverged"]
     summary: dict[str, Any] = {
+        "init_scale": init_scale,
         "optimizer": optimizer,
         "lr": mine[0]["lr"],
         "seeds": len(mine),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lhkernels.training.config import TrainConfig
+from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.data import ImageData, load
-from lhkernels.training.errors import ConfigError, TrainingError
+from lhkernels.training.errors import ConfigError, TrainingError, is_out_of_memory
 from lhkernels.training.folder import RunFolder
 from lhkernels.training.loop import Record, Run, pick_device
 from lhkernels.training.report import Histories, make_report
@@ -49,12 +50,19 @@ def train(
     bit as if it had not stopped, on a CPU with as many threads. KeyboardInterrupt passes through
     once the report and the curves are written.
     """
-    check_packages(config)
-    device = pick_device(config.device)
     folder = RunFolder(out)
-    check_folder(folder, config, resume, overwrite)
-    data = load(config).to(device)
-    return Study(config, folder, data, device, observer or Observer()).execute(resume)
+    # Options first: what is wrong with them is not to be hidden by what is wrong with the folder.
+    check_options(folder, config, resume, overwrite)
+    device = pick_device(config.device)
+    with enough_memory():
+        data = load(config).to(device)
+        with folder.locked():
+            if not resume and not overwrite and folder.holds_run():
+                raise TrainingError(
+                    f"--out {folder.path}: holds a run already; go on with it by --resume, replace "
+                    "it by --overwrite, or name another folder"
+                )
+            return Study(config, folder, data, device, observer or Observer()).execute(resume)
 
 
 class Study:
@@ -73,7 +81,6 @@ class Study:
         self.histories: Histories = {}
 
     def execute(self, resume: bool) -> dict[str, Any]:
-        self.folder.create()
         if resume:
             self._load_histories()
         else:
@@ -82,52 +89,53 @@ class Study:
         self._write_figures()
         self.observer.start(self.config, self.data, self.device)
         try:
-            for seed in self.config.seeds:
-                self._train_seed(seed)
+            for scale in self.config.init_scales:
+                for seed in self.config.seeds:
+                    self._train_seed(scale, seed)
         finally:
+            self.observer.finish(self._report())
             report = self._write_figures()
             self._draw()
-            self.observer.finish(report)
         return report
 
     def _load_histories(self) -> None:
         """The checkpoints are the truth: metrics.jsonl and the report are made anew from them."""
-        for seed in self.config.seeds:
-            for name in self.config.optimizers:
-                state = self.folder.load_checkpoint(name, seed, self.device)
-                if state is not None:
-                    self.histories[seed, name] = state["history"]
+        for key in self.config.run_keys():
+            state = self.folder.load_checkpoint(key, self.device)
+            if state is not None:
+                self.histories[key] = state["history"]
 
-    def _train_seed(self, seed: int) -> None:
-        if all(self._complete(seed, name) for name in self.config.optimizers):
+    def _train_seed(self, scale: float, seed: int) -> None:
+        keys = [RunKey(scale, seed, name) for name in self.config.optimizers]
+        if all(map(self._complete, keys)):
             return
-        runs = [self._make_run(name, seed) for name in self.config.optimizers]
+        runs = [self._make_run(key) for key in keys]
         self.observer.start_seed(runs)
         for epoch in range(1, self.config.epochs + 1):
             due = [run for run in runs if len(run.history) < epoch and not run.diverged]
             for run in due:
                 record = run.run_epoch(partial(self.observer.batch, run))
-                self.folder.save_checkpoint(run.name, seed, run.state_dict())
-                self.histories[seed, run.name] = run.history
+                self.folder.save_checkpoint(run.key, run.state_dict())
+                self.histories[run.key] = run.history
                 self.folder.append_metrics(record)
                 self.observer.epoch(run, record)
             if due:
                 self.folder.write_report(self._report())
                 self.observer.epoch_done(runs, epoch)
 
-    def _make_run(self, name: str, seed: int) -> Run:
-        run = Run(self.config, name, seed, self.data, self.device)
-        state = self.folder.load_checkpoint(name, seed, self.device)
+    def _make_run(self, key: RunKey) -> Run:
+        run = Run(self.config, key, self.data, self.device)
+        state = self.folder.load_checkpoint(key, self.device)
         if state is not None:
             try:
                 run.load_state_dict(state)
             except Exception as error:  # torch's loaders raise many kinds for parts that do not fit
                 what = "does not fit the run's network and optimizer"
-                raise self.folder.damaged_checkpoint(name, seed, what) from error
+                raise self.folder.damaged_checkpoint(key, what) from error
         return run
 
-    def _complete(self, seed: int, name: str) -> bool:
-        history = self.histories.get((seed, name), [])
+    def _complete(self, key: RunKey) -> bool:
+        history = self.histories.get(key, [])
         diverged = bool(history) and history[-1]["train_loss"] is None
         return diverged or len(history) >= self.config.epochs
 
@@ -136,10 +144,14 @@ class Study:
 
     def _write_figures(self) -> dict[str, Any]:
         """metrics.jsonl in the order of an uninterrupted run, and the report."""
-        place = {name: i for i, name in enumerate(self.config.optimizers)}
-        records = [record for history in self.histories.values() for record in history]
-        seeds = {seed: i for i, seed in enumerate(self.config.seeds)}
-        records.sort(key=lambda r: (seeds[r["seed"]], r["epoch"], place[r["optimizer"]]))
+        records = [
+            self.histories[key][epoch]
+            for scale in self.config.init_scales
+            for seed in self.config.seeds
+            for epoch in range(self.config.epochs)
+            for name in self.config.optimizers
+            if epoch < len(self.histories.get(key := RunKey(scale, seed, name), []))
+        ]
         self.folder.write_metrics(records)
         report = self._report()
         self.folder.write_report(report)
@@ -149,7 +161,7 @@ class Study:
         if any(self.histories.values()):
             from lhkernels.training.plots import draw_curves
 
-            draw_curves(self.config, self.histories, self.folder.curves)
+            self.folder.write(self.folder.curves, draw_curves(self.config, self.histories))
 
 
 def check_packages(config: TrainConfig) -> None:
@@ -164,17 +176,26 @@ def check_packages(config: TrainConfig) -> None:
         )
 
 
-def check_folder(folder: RunFolder, config: TrainConfig, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix two runs in one folder."""
+def check_options(folder: RunFolder, config: TrainConfig, resume: bool, overwrite: bool) -> None:
+    """Refuse options that can not be followed together, here or in the run to resume."""
     if resume and overwrite:
         raise TrainingError("--resume and --overwrite exclude each other; give one of them")
+    check_packages(config)
     if resume:
         resumed_config(folder, vars(config))
-    elif folder.holds_run() and not overwrite:
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Tell of an allocation that failed without a traceback."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingError(
-            f"--out {folder.path}: holds a run already; go on with it by --resume, replace it by "
-            "--overwrite, or name another folder"
-        )
+            "not enough memory; give a smaller --model, --width, --depth or --batch-size"
+        ) from error
 
 
 def resumed_config(folder: RunFolder, options: Mapping[str, Any]) -> TrainConfig:

@@ -118,8 +118,8 @@ def train_one(config: TrainConfig, device: torch.device) -> Result:
     Raises:
         TrainingError: the data can not be loaded or the optimizer can not start.
     """
-    (optimizer,), (seed,) = config.optimizers, config.seeds
-    run = Run(config, optimizer, seed, load_once(config, device), device)
+    (key,) = config.run_keys()
+    run = Run(config, key, load_once(config, device), device)
     for epoch in range(1, config.epochs + 1):
         run.run_epoch(test=epoch == config.epochs)
         if run.diverged:

@@ -88,14 +88,12 @@ def _band(
 ) -> tuple[Any, Any]:
     """Mean and range over the seeds; the two as the legend's sample."""
     ((name, _),) = cell[0].lr.items()
-    histories = {
-        (config.seeds[0], name): [
-            {"epoch": epoch, field: value}
-            for epoch, value in enumerate(file[config]["history"][field], start=1)
-        ]
+    records = [
+        {"epoch": epoch, field: value}
         for config in cell
-    }
-    epochs, mean, least, most = spread(histories, name, field, factor)
+        for epoch, value in enumerate(file[config]["history"][field], start=1)
+    ]
+    epochs, mean, least, most = spread(records, field, factor)
     (line,) = panel.plot(epochs, mean, markersize=4, markevery=2, **STYLES[name])
     return panel.fill_between(epochs, least, most, **BANDS[name]), line
 

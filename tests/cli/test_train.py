@@ -182,6 +182,33 @@ def test_interruption_while_loading(capsys, monkeypatch):
     assert list(Path().iterdir()) == []
 
 
+def test_several_scales_are_compared_at_their_last_epoch(capsys):
+    assert run(*QUICK, "--init-scale", "0.1,10", "--seeds", "0,1", "--out", "here") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 60
+    assert [line for line in out.splitlines() if line.startswith("initial weights")] == [
+        f"initial weights x {scale}, seed {seed}" for scale in ("0.1", "10") for seed in (0, 1)
+    ]
+    assert "  1/2" not in out
+    assert out.count("  2/2") == 4
+    rows = [line.split()[:3] for line in out.splitlines() if "sa-sgd" in line]
+    assert rows[-2:] == [["0.1", "sa-sgd", "0.03"], ["10", "sa-sgd", "0.03"]]
+    capsys.readouterr()
+    assert run("--resume", "--out", "here", "--init-scale", "0.1,10", "--no-progress") == 0
+
+
+def test_a_folder_that_can_not_be_written_is_no_divergence(capsys):
+    Path("file").touch()
+    assert run(*QUICK, "--out", "file") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lhkernels train: error: --out file: can not be written (File exists)")
+    assert err.count("\n") == 1
+    assert run(*QUICK, "--out", "x" * 300) == 2
+    assert "can not be written (File name too long)" in capsys.readouterr().err
+    assert run("--resume", "--out", "x" * 300) == 2
+    assert "there is no run in --out xxx" in capsys.readouterr().err
+
+
 def test_second_run_into_a_folder(capsys):
     assert run(*QUICK, "--no-progress") == 0
     assert run(*QUICK, "--no-progress") == 2

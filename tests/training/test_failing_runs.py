@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lhkernels.training import TrainConfig, TrainingError, train
+from lhkernels.training.config import RunKey
 from lhkernels.training.data import load
 from lhkernels.training.loop import Run
 
@@ -44,7 +45,7 @@ def test_an_optimizers_error_is_the_users_at_its_start_only(tmp_path, monkeypatc
     def refuse(*_, **__):
         raise error("no step today")
 
-    run = Run(small(), "sgd", 0, load(small()), torch.device("cpu"))
+    run = Run(small(), RunKey(1.0, 0, "sgd"), load(small()), torch.device("cpu"))
     run.run_epoch()
     monkeypatch.setattr(torch.optim.SGD, "step", refuse)
     with pytest.raises(TrainingError, match=r"sgd \(seed 0\) can not train: no step today; "):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import lhkernels as lh
 from lhkernels.training import TrainConfig, TrainingError, train
 from lhkernels.training import study as study_module
+from lhkernels.training.config import RunKey
 from lhkernels.training.data import batches, load
 from lhkernels.training.loop import Run, build_model
 from lhkernels.training.models import normalised_weights
@@ -18,7 +19,17 @@ from lhkernels.training.models import normalised_weights
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-FIELDS = ["seed", "epoch", "optimizer", "train_loss", "test_loss", "test_error", "lr", "seconds"]
+FIELDS = [
+    "init_scale",
+    "seed",
+    "optimizer",
+    "epoch",
+    "train_loss",
+    "test_loss",
+    "test_error",
+    "lr",
+    "seconds",
+]
 CPU = torch.device("cpu")
 
 
@@ -153,7 +164,7 @@ def test_scale_reference_reaches_the_optimizer():
     data = load(small())
     scales = {}
     for reference in ("output", "initial"):
-        run = Run(small(scale_reference=reference), "sa-sgd", 0, data, CPU)
+        run = Run(small(scale_reference=reference), RunKey(1.0, 0, "sa-sgd"), data, CPU)
         run.run_epoch()
         assert run.optimizer.param_groups[0]["scale_reference"] == reference
         scales[reference] = run.optimizer.block_scales()

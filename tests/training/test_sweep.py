@@ -156,7 +156,7 @@ def test_the_test_data_decide_nothing_but_the_last_figures(tmp_path, monkeypatch
 
 def test_a_line_has_the_run_as_it_was(tmp_path):
     config = tiny_config("sa-sgd", 0.03, epochs=3)
-    run = Run(config, "sa-sgd", 0, data_module.load(config), CPU)
+    run = Run(config, config.run_keys()[0], data_module.load(config), CPU)
     records = [run.run_epoch(test=epoch == 3) for epoch in (1, 2, 3)]
     file = ResultFile(tmp_path / "runs.jsonl")
     told = []

@@ -5,7 +5,14 @@ import math
 
 import pytest
 
-from lhkernels.training.config import DEFAULTS, TrainConfig, parse_lr, parse_optimizers, parse_seeds
+from lhkernels.training.config import (
+    DEFAULTS,
+    TrainConfig,
+    parse_init_scale,
+    parse_lr,
+    parse_optimizers,
+    parse_seeds,
+)
 from lhkernels.training.errors import ConfigError
 
 
@@ -38,6 +45,10 @@ def test_learning_rates():
 def test_json_round_trip():
     config = TrainConfig(data="cifar100", seeds=(3, 1), lr={"sgd": 0.2}, amp=True, limit=100)
     assert TrainConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    several = TrainConfig(init_scale=(0.1, 10.0), seeds=(2,), optimizers=("sgd",))
+    assert TrainConfig(**json.loads(json.dumps(several.to_dict()))) == several
+    assert several.run_keys() == [(0.1, 2, "sgd"), (10.0, 2, "sgd")]
+    assert TrainConfig(init_scale=[3.0]).init_scale == 3.0
 
 
 BAD = [
@@ -64,6 +75,9 @@ BAD = [
     ("init_scale", 0.0, "at least 1e-06"),
     ("init_scale", 1e-200, "at least 1e-06 and at most 1e.06"),
     ("init_scale", 1e7, "at most 1e.06"),
+    ("init_scale", (1.0, 1.0), "only once"),
+    ("init_scale", (), "at least one"),
+    ("init_scale", (1.0, 0.0), "at least 1e-06"),
     ("lr_factor", 1.0, "below 1"),
     ("flip", 1.01, "at most 1"),
     ("rotate", -1, "at least 0"),
@@ -87,6 +101,9 @@ def test_parsing():
     assert parse_lr("0.1") == 0.1
     assert parse_lr("sgd=0.1, sa-sgd=5e-3") == {"sgd": 0.1, "sa-sgd": 0.005}
     assert parse_seeds("0,1,12") == (0, 1, 12)
+    assert (parse_init_scale("10"), parse_init_scale("0.1, 1")) == (10.0, (0.1, 1.0))
+    with pytest.raises(ConfigError, match=r"--init-scale 1,x: give numbers: 0.1,1,10"):
+        parse_init_scale("1,x")
     for text in ("fast", "sgd=", "sgd=0.1,0.2"):
         with pytest.raises(ConfigError, match="one for each optimizer"):
             parse_lr(text)
