@@ -95,6 +95,8 @@ class Plan:
     Attributes:
         blocks: a :class:`Block` per parameter.
         title: the table's.
+        block_of: the tensors that :meth:`chain` was given, while they live, and their blocks; an
+            optimizer finds them under any name and in any place. Copies go by names and positions.
 
     Raises:
         TypeError: something among ``blocks`` is not a :class:`Block`.
@@ -116,8 +118,6 @@ class Plan:
 
     blocks: tuple[Block, ...]
     title: str = "plan"
-    # The tensors that chain() was given, while they live: an optimizer finds them under any name
-    # and in any place. Copies of a plan go by names and positions.
     block_of: WeakIdKeyDictionary = field(
         default_factory=WeakIdKeyDictionary, init=False, repr=False, compare=False
     )

@@ -299,7 +299,7 @@ def test_dcp_round_trip(theirs, ours, through, params, flat, tmp_path):
         planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
         dcp.load({"opt": state}, checkpoint_id=tmp_path, planner=planner, no_dist=True)
     else:
-        state = {**state, **saved}
+        state = {**state, **saved} if flat else saved
     set_optimizer_state_dict(net, opt, state, options=options)
     assert all(map(torch.equal, net.parameters(), before))
     for p in net.parameters():
