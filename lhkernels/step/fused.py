@@ -108,17 +108,13 @@ class FusedSet(StepSet):
         h: Hyperparameters,
         given: Modifiers = UNMODIFIED,
     ) -> Buffers:
-        kept: list[Tensor] = []
-        if h.momentum != 0:
-            kept = [self._buffer(p, buffer) for p, buffer in zip(self.params, buffers, strict=True)]
-        real, reals = grads, kept
+        strides = [param.stride() for param in self.params]
+        kept = self._kept(buffers, strides) if h.momentum != 0 else []
+        real, reals = _laid_out(list(grads), self.params, strides), kept
         if self.params[0].is_complex():
-            real, reals = [_real(grad) for grad in grads], [_real(buffer) for buffer in kept]
+            real, reals = [_real(grad) for grad in real], [_real(buffer) for buffer in kept]
         self.launch(
-            [
-                in_layout_of(grad.resolve_neg(), view)
-                for grad, view in zip(real, self.views, strict=True)
-            ],
+            real,
             reals,
             self.stale(),
             h,
@@ -145,14 +141,26 @@ class FusedSet(StepSet):
             stacklevel=2,
         )
 
-    def _buffer(self, param: Tensor, buffer: Tensor | None) -> Tensor:
-        """The momentum buffer in the parameter's layout; zeros before the first step."""
-        dtype = self.momentum_dtype or param.dtype
-        if buffer is None:
-            return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        if buffer.dtype is not dtype:
-            buffer = buffer.to(dtype)  # a kernel takes one dtype for all of them
-        return in_layout_of(buffer, param)
+    def _kept(self, buffers: Buffers, strides: list[tuple[int, ...]]) -> list[Tensor]:
+        """The momentum buffers in the parameters' layouts; zeros before the first step."""
+        dtype = self.momentum_dtype or self.params[0].dtype
+        kept = [
+            torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            if buffer is None
+            # a kernel takes one dtype for all of them
+            else (buffer if buffer.dtype is dtype else buffer.to(dtype))
+            for param, buffer in zip(self.params, buffers, strict=True)
+        ]
+        return _laid_out(kept, self.params, strides)
+
+
+def _laid_out(
+    tensors: list[Tensor], like: Sequence[Tensor], strides: list[tuple[int, ...]]
+) -> list[Tensor]:
+    """The tensors in the layouts of others, whose strides these are."""
+    if [tensor.stride() for tensor in tensors] == strides:
+        return tensors
+    return [in_layout_of(tensor, other) for tensor, other in zip(tensors, like, strict=True)]
 
 
 def _mark(tensor: Tensor) -> Mark:

@@ -79,10 +79,9 @@ class Work:
             buffers = self.params.step(self.grads, self.buffers, self.h, given)
         else:
             buffers = self._without_moving(given._replace(seed=None))
-        if self.h.momentum != 0:
-            for param, buffer in zip(self.params.params, buffers):
-                if buffer is not None:
-                    state[param]["momentum_buffer"] = buffer
+        for param, old, new in zip(self.params.params, self.buffers, buffers):
+            if new is not old and new is not None:
+                state[param]["momentum_buffer"] = new
 
     def _without_moving(self, given: Modifiers) -> Buffers:
         """A step with lr 0, of weights that may be anything yet: their buffers alone.
@@ -131,30 +130,32 @@ class StepSets:
         for index, group in enumerate(groups):
             h = Hyperparameters.of_group(group)
             check_flags(group)
+            damped, has_buffers = h.dampening != 0, h.momentum != 0
             parts: dict[Part, tuple[list[Tensor], list[Tensor], list[Tensor | None]]] = {}
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:
                     continue
-                buffer = None
-                if h.momentum != 0:
-                    buffer = state.get(param, {}).get("momentum_buffer")
-                if not (_fits(grad, param) and (buffer is None or _fits(buffer, param))):
-                    _refuse(block_of(param).parameter, param, grad, buffer)
+                own = state.get(param) if has_buffers else None
+                buffer = own.get("momentum_buffer") if own else None
                 # The first buffer is not damped: parameters that have none are another set.
-                first = h.dampening != 0 and buffer is None
+                first = damped and buffer is None
                 part = (index, param.device, param.dtype, grad.dtype, is_dense(param), first)
-                if part not in parts:
-                    if grad.dtype not in (COMPLEX if param.is_complex() else REAL):
-                        _refuse(block_of(param).parameter, param, grad, buffer)
-                    parts[part] = ([], [], [])
-                params, grads, buffers = parts[part]
-                params.append(param)
-                grads.append(grad)
-                buffers.append(buffer)
+                members = parts.get(part)
+                if members is None:
+                    members = parts[part] = ([], [], [])
+                members[0].append(param)
+                members[1].append(grad)
+                members[2].append(buffer)
             for part, (params, grads, buffers) in parts.items():
+                shapes = [param.shape for param in params]
+                for what, tensors in (("gradient", grads), ("momentum buffer", buffers)):
+                    if not _fit(tensors, shapes, part[1]):
+                        _refuse(what, tensors, params, block_of)
+                if part[3] not in (COMPLEX if part[2].is_complex else REAL):
+                    _refuse("gradient", grads, params, block_of)
                 self._sets[part] = self._keep_or_build(
-                    kept.get(part), part, group, params, block_of
+                    kept.get(part), part, group, params, shapes, block_of
                 )
                 part_h = replace(h, dampening=0.0) if part[-1] else h
                 seed = group["rounding_step"] if group["stochastic_rounding"] else None
@@ -167,12 +168,13 @@ class StepSets:
         part: Part,
         group: dict[str, Any],
         params: list[Tensor],
+        shapes: list[torch.Size],
         block_of: Callable[[Tensor], Block],
     ) -> Kept:
         """The set of the step before if it has these parameters as they are, else a new one."""
         origin = (
             *(group[name] for name in SET_OPTIONS),
-            [param.shape for param in params],
+            shapes,
             [param.stride() for param in params],
         )
         if (
@@ -254,24 +256,35 @@ class StepSets:
                 )
 
 
-def _fits(tensor: Tensor, param: Tensor) -> bool:
-    """Whether a gradient or buffer can be walked beside its parameter."""
+def _fit(
+    tensors: Sequence[Tensor | None], shapes: Sequence[torch.Size], device: torch.device
+) -> bool:
+    """Whether gradients or buffers can be walked beside parameters of these shapes."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    if len(there) < len(tensors):
+        shapes = [shape for shape, tensor in zip(shapes, tensors) if tensor is not None]
     return (
-        tensor.shape == param.shape
-        and tensor.device == param.device
-        and tensor.layout is torch.strided
+        [tensor.shape for tensor in there] == shapes
+        and not [tensor for tensor in there if tensor.layout is not torch.strided]
+        and not [tensor for tensor in there if tensor.device != device]
     )
 
 
-def _refuse(name: str | int, param: Tensor, grad: Tensor, buffer: Tensor | None) -> NoReturn:
-    if grad.layout is not torch.strided:
+def _refuse(
+    what: str,
+    tensors: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    block_of: Callable[[Tensor], Block],
+) -> NoReturn:
+    """Raise for the first gradient or buffer that does not fit its parameter."""
+    pairs = [(t, p) for t, p in zip(tensors, params) if t is not None]
+    tensor, param = next(((t, p) for t, p in pairs if not _fit([t], [p.shape], p.device)), pairs[0])
+    name = block_of(param).parameter
+    if tensor.layout is not torch.strided:
         raise RuntimeError(
-            f"the gradient of parameter {name!r} is sparse ({grad.layout}); ScaleAmendedSGD needs "
+            f"the {what} of parameter {name!r} is sparse ({tensor.layout}); ScaleAmendedSGD needs "
             "dense ones: build its layer with sparse=False, or give it to torch.optim.SGD"
         )
-    what, tensor = "gradient", grad
-    if _fits(grad, param) and buffer is not None and not _fits(buffer, param):
-        what, tensor = "momentum buffer", buffer
     raise RuntimeError(
         f"the {what} of parameter {name!r} is {_looks(tensor)}, but the parameter is "
         f"{_looks(param)}; after moving or replacing it, clear its gradient "

@@ -102,6 +102,7 @@ class TritonSet(FusedSet):
                 "capturable=False, but the step is being captured in a CUDA graph; build the "
                 "optimizer with capturable=True, so that its norms alternate on the device"
             )
+        grads = [grad.resolve_neg() for grad in grads]
         tables.update(self.views, grads, buffers)
         tables.coefficients = self.coefficients
         triton_kernel.refresh_norms(tables, stale)
