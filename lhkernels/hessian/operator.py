@@ -38,8 +38,9 @@ class LocalHessian:
 
     Args:
         module: the block. It is copied, and nothing of it changes: parameters, gradients,
-            buffers, mode; nor does the global random state. Blocks in train mode use batch
-            statistics; dropout uses one mask, the same for every product.
+            buffers, mode; nor does the global random state of torch, Python and NumPy. Blocks in
+            train mode use batch statistics; dropout uses one mask, the same for every product.
+            The first product refuses a block that gives another output when it is evaluated again.
         inputs: its recorded input, a tensor or a tuple of tensors for ``module(*inputs)``.
         wrt: ``"weight"``: every parameter with ``ndim >= 2``, frozen ones too, flattened and
             concatenated in ``named_parameters()`` order, a tied one once.

@@ -351,7 +351,6 @@ def test_a_further_parameter_has_its_rows(normed):
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4)), (2, 3, 5, 5)),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm2d(3)), (6, 4)),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(1)), (6, 4)),
-        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, eps=0.0)), (6, 4)),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), (1, 4)),
         (nn.Conv2d(3, 4, 7), (2, 3, 5, 5)),
         (nn.Linear(1, 4), ()),

@@ -36,7 +36,7 @@ def test_gaussian_weights_follow_the_law(ratio):
 def test_with_batch_norm_whatever_the_scale(ratio):
     layer, generator = gaussian(1000, round(1000 * ratio), seed=round(10 * ratio))
     x = torch.randn(4000, 1000, dtype=torch.float64, generator=generator)
-    norm = nn.BatchNorm1d(layer.out_features, eps=0, affine=False, dtype=torch.float64)
+    norm = nn.BatchNorm1d(layer.out_features, eps=1e-12, affine=False, dtype=torch.float64)
     spectra = []
     for scale in (1, 100):
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_diagonal_of_the_weight_s_hessian_under_batch_norm():
         torch.randn(4000, 50, dtype=torch.float64, generator=generator), None, None, training=True
     )
     layer, _ = gaussian(50, 30, seed=4)
-    block = nn.Sequential(layer, nn.BatchNorm1d(30, eps=0, affine=False, dtype=torch.float64))
+    block = nn.Sequential(layer, nn.BatchNorm1d(30, eps=1e-12, affine=False, dtype=torch.float64))
     H = lh.LocalHessian(block, x, approximate=True)
     expected = len(x) * 50 / layer.weight.detach().square().sum(1)
     assert H.trace() == pytest.approx(float(expected.sum()), rel=0.02)
