@@ -44,8 +44,9 @@ class ScaleAmendedSGD(Optimizer):
         dampening: the new gradient's weight in the buffer is 1 - dampening.
         weight_decay: L2 penalty >= 0, added to the gradient before it is amended.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
-        amend: False is plain SGD for the group, the same numbers as torch.optim.SGD (in bfloat16,
-            float16 and complex dtypes only without ``fused=True``, which rounds once a step).
+        amend: False is plain SGD for the group, the same numbers as torch.optim.SGD (with
+            ``fused=True`` bfloat16, float16 and complex dtypes are rounded once a step: as torch's
+            fused step does from torch 2.14 on, which takes no complex dtypes).
         plan: a :class:`lhkernels.Plan`; None for a chain of all parameters. It may name others
             too; parameters that it does not name are plain SGD's.
         scale_reference: "output", the paper's m = 1 at the network's output; or "initial", every

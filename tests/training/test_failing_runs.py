@@ -1,5 +1,7 @@
 """Checkpoints that hold something else, and optimizers that refuse to begin: clear errors."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -17,6 +19,14 @@ def small(**options):
     return TrainConfig(**{"limit": 160, "batch_size": 32, "width": 0.25, "epochs": 2, **options})
 
 
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """The folder of a run that goes on after one epoch."""
+    folder = tmp_path_factory.mktemp("one epoch")
+    train(small(epochs=1), folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -29,8 +39,10 @@ def small(**options):
         (lambda state, other: state | {"scheduler": 1}, "does not fit the run's network"),
     ],
 )
-def test_resuming_from_a_checkpoint_with_other_contents_names_it(tmp_path, damage, message):
-    train(small(epochs=1), tmp_path)
+def test_resuming_from_a_checkpoint_with_other_contents_names_it(
+    tmp_path, one_epoch, damage, message
+):
+    shutil.copytree(one_epoch, tmp_path, dirs_exist_ok=True)
     file, other = (tmp_path / "checkpoints" / f"{name}-seed0.pt" for name in ("sgd", "sa-sgd"))
     states = [torch.load(path, weights_only=True) for path in (file, other)]
     torch.save(damage(*states), file)
