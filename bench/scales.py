@@ -127,18 +127,18 @@ class Scales:
             return f"{losses.count(math.inf)} of {len(losses)} diverged"
         percent = [100 * error for error in errors]
         return (
-            f"{fmean(losses):.4f} ± {stdev(losses):.4f}, "
+            f"{fmean(losses):.4f} ± {stdev(losses):.4f}<br>"
             f"{fmean(percent):.1f} % ± {stdev(percent):.1f}"
         )
 
     def table(self) -> str:
         """The README's: one lr for all scales, and SGD tuned anew for each."""
         scales = SCALES[self.setting]
-        rows = [["train loss, test error at scale", "lr", *(f"{scale:g}" for scale in scales)]]
+        rows = [["initial weights x", "lr", *(f"{scale:g}" for scale in scales)]]
         for name, title in NAMES.items():
             cells = (self.shown(self.compared[name, scale]) for scale in scales)
             rows.append([title, f"{self.best[name]:g}", *cells])
-        cells = (f"{self.shown(self.retuned[s])} (lr {self.anew[s]:g})" for s in scales)
+        cells = (f"{self.shown(self.retuned[s])}<br>lr {self.anew[s]:g}" for s in scales)
         rows.append(["SGD, tuned anew for each", "", *cells])
         return markdown(rows)
 
@@ -160,14 +160,9 @@ class Scales:
         """Held-out loss at a third of the chosen rate, at it, at three times it, on fresh seeds."""
         rows = [["held-out loss, scale 1", "lr / 3", "lr", "lr * 3"]]
         for name, cells in self.around.items():
-            values = [self.finals(cell, "validation_loss") for cell in cells]
-            rows.append(
-                [name]
-                + [
-                    f"{self.around[name][i][0].lr[name]:g}: {describe(finals)}"
-                    for i, finals in enumerate(values)
-                ]
-            )
+            losses = [describe(self.finals(cell, "validation_loss")) for cell in cells]
+            rates = [f"{cell[0].lr[name]:g}" for cell in cells]
+            rows.append([name, *(map(": ".join, zip(rates, losses, strict=True)))])
         return markdown(rows)
 
     def summary(self) -> str:

@@ -17,6 +17,7 @@ from lhkernels.training.data import ImageData, load
 from lhkernels.training.errors import ConfigError, TrainingError, is_out_of_memory
 from lhkernels.training.folder import RunFolder
 from lhkernels.training.loop import Record, Run, pick_device
+from lhkernels.training.models import VGG
 from lhkernels.training.report import Histories, make_report
 
 
@@ -56,6 +57,7 @@ def train(
     device = pick_device(config.device)
     with enough_memory():
         data = load(config).to(device)
+        check_memory(config, data, device)
         with folder.locked():
             if not resume and not overwrite and folder.holds_run():
                 raise TrainingError(
@@ -183,6 +185,18 @@ def check_options(folder: RunFolder, config: TrainConfig, resume: bool, overwrit
     check_packages(config)
     if resume:
         resumed_config(folder, vars(config))
+
+
+def check_memory(config: TrainConfig, data: ImageData, device: torch.device) -> None:
+    """Ask for all weights, gradients and momenta in one piece, which the system refuses at once.
+
+    In small pieces it grants more than it has, and ends the process when they are filled.
+    """
+    with torch.device("meta"):
+        channels = data.train_images.shape[1]
+        model = VGG(config.model, channels, data.classes, config.width, config.depth)
+    numbers = 3 * len(config.optimizers) * sum(p.numel() for p in model.parameters())
+    torch.empty(numbers, device=device)
 
 
 @contextmanager

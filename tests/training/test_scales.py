@@ -126,7 +126,7 @@ def test_the_tables_figures_are_means_of_five_seeds(committed):
         losses = [final["train_loss"] for final in finals]
         assert len(losses) == 5
         shown = made.shown(cell)
-        assert shown.startswith(f"{fmean(losses):.4f} ± {stdev(losses):.4f}, ")
+        assert shown.startswith(f"{fmean(losses):.4f} ± {stdev(losses):.4f}<br>")
         errors = [100 * final["test_error"] for final in finals]
         assert shown.endswith(f"{fmean(errors):.1f} % ± {stdev(errors):.1f}")
 
