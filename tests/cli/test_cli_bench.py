@@ -44,6 +44,8 @@ def test_hvp_is_kept_and_reported(tmp_path, capsys, monkeypatch):
     assert kept == report
     assert [row["contender"] for row in kept["results"]] == NAMES.split(";")
     assert all(row["error"] < 1e-5 and row["peak_bytes"] is None for row in kept["results"])
+    # Two vectors aren't worth the Gram matrix; with two more they are.
+    assert [row["form"] for row in kept["results"]] == ["factored, then gram", None]
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- bench:hvp -->\nold\n<!-- /bench:hvp -->\nafter\n")
