@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from study import Progress, check_environment, make_folder  # noqa: E402
+from study import Progress, check_environment, make_folder, positive  # noqa: E402
 
 from lhkernels.training import TrainConfig, TrainingError  # noqa: E402
 from lhkernels.training.report import environment  # noqa: E402
@@ -177,7 +177,7 @@ Mean ± standard deviation.
 
 {self.tuned()}
 
-## Comparison, seeds {seeds(SEEDS)}
+## Comparison, seeds {seeds(SEEDS)}: final train loss, test error
 
 {self.table()}
 
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time")
     args = parser.parse_args(argv)
     try:
         check_packages(TrainConfig(**SETTINGS[args.setting]))
