@@ -7,12 +7,13 @@
 #include <cstring>
 
 #include "rounding.h"
+#include "tile.h"
 
 namespace lhkernels {
 
-constexpr int64_t kStripes = 4;
-constexpr int64_t kStripe = 1024;  // bytes; long enough for the hardware's prefetcher
-constexpr int64_t kSample = kStripes * kStripe;
+constexpr int64_t kSample = 4096;  // bytes of a chunk
+constexpr int64_t kStripes = 4;    // in as many tiles at most
+constexpr int64_t kLine = 64;
 
 // Sums of 64-bit words, and sums of these sums, so that order matters. Adding one number to every
 // element, as multiplying by 2 does to the exponents, can't cancel: a word holds more than one.
@@ -39,8 +40,7 @@ class WordSums {
   }
 
  private:
-  static constexpr int64_t kLanes = 8;
-  static constexpr int64_t kLine = kLanes * sizeof(uint64_t);
+  static constexpr int64_t kLanes = kLine / sizeof(uint64_t);
 
   void add_line(const char* data) {
     uint64_t words[kLanes];
@@ -55,17 +55,46 @@ class WordSums {
   uint64_t sums_of_sums_[kLanes] = {};
 };
 
-// The sample of one chunk; a tensor's is the sum over its chunks.
-inline uint64_t sample_of_chunk(const char* data, int64_t n_bytes, uint64_t chunk) {
-  WordSums sums;
-  if (n_bytes <= kSample) {
-    sums.add(data, n_bytes);
-  } else {
-    for (int64_t i = 0; i < kStripes; ++i) {
-      sums.add(data + i * (n_bytes - kStripe) / (kStripes - 1), kStripe);
+// The sample of one chunk, put together while its tiles are walked in order; a tensor's is the sum
+// over its chunks.
+class ChunkSample {
+ public:
+  ChunkSample(int64_t n_elements, int64_t element_size) : element_size_(element_size) {
+    const int64_t tiles = (n_elements + kTile - 1) / kTile;
+    every_ = (tiles + kStripes - 1) / kStripes;
+    n_bytes_ = kSample / ((tiles + every_ - 1) / every_);
+  }
+
+  // `first` is the tile's first element within the chunk; `n` are its elements.
+  void add(const char* tile, int64_t first, int64_t n) {
+    if (first % (every_ * kTile) == 0) {
+      sums_.add(tile, std::min(n_bytes_, n * element_size_));
     }
   }
-  return mix(sums.hash() + chunk);
-}
+
+  // The sampled tiles alone. They are far from each other: all are under way before one is waited for.
+  void add_chunk(const char* chunk, int64_t n_elements) {
+#if defined(__GNUC__)
+    for (int64_t first = 0; first < n_elements; first += every_ * kTile) {
+      for (int64_t offset = 0; offset < n_bytes_; offset += kLine) {
+        __builtin_prefetch(chunk + first * element_size_ + offset);
+      }
+    }
+#endif
+    for (int64_t first = 0; first < n_elements; first += every_ * kTile) {
+      add(chunk + first * element_size_, first, std::min(kTile, n_elements - first));
+    }
+  }
+
+  uint64_t hash(uint64_t chunk) const {
+    return mix(sums_.hash() + chunk);
+  }
+
+ private:
+  int64_t element_size_;
+  int64_t every_;
+  int64_t n_bytes_;
+  WordSums sums_;
+};
 
 }  // namespace lhkernels

@@ -63,8 +63,10 @@ Rule<T> rule_of(const Parameter& parameter, const Options& options) {
 }
 
 uint64_t sample_of(const Operand& weight, const Chunk& chunk) {
-  const int64_t n_bytes = (chunk.end - chunk.begin) * weight.element_size;
-  return sample_of_chunk(weight.at(chunk.begin), n_bytes, chunk.index);
+  const int64_t n = chunk.end - chunk.begin;
+  ChunkSample sample(n, weight.element_size);
+  sample.add_chunk(weight.at(chunk.begin), n);
+  return sample.hash(chunk.index);
 }
 
 // Steps the elements of a chunk.
@@ -76,29 +78,33 @@ Trace step_chunk(const Parameter& parameter, const Options& options, const Chunk
   const bool rounded = weight.type != c10::CppTypeToScalarType<T>::value;
   const RandomStream random = random_stream(options.seed.value_or(0), parameter.stream, chunk.index);
   alignas(64) std::array<T, kTile> weight_scratch, grad_scratch, buffer_scratch;
+  ChunkSample sample(chunk.end - chunk.begin, weight.element_size);
   double sum = 0;
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kTile) {
     const int64_t n = std::min(kTile, chunk.end - begin);
+    const int64_t first = begin - chunk.begin;
     T* w = weight.tile(begin, n, weight_scratch.data());
     const T* g = grad.tile(begin, n, grad_scratch.data());
     T* buf = buffer.data == nullptr ? nullptr : buffer.tile(begin, n, buffer_scratch.data());
-    const double sq_norm = kernels.update(w, g, buf, n, rule);
+    double sq_norm = kernels.update(w, g, buf, n, rule);
     if (buf != nullptr) {
       buffer.put(buf, begin, n);
     }
-    if (!rounded) {
-      sum += sq_norm;
-      continue;
+    if (rounded) {
+      if (options.seed.has_value()) {
+        kernels.store_stochastic(
+            weight.at(begin), weight.type, w, n, random, static_cast<uint32_t>(first));
+      } else {
+        weight.put(w, begin, n);
+      }
+      sq_norm = kernels.sq_norm(weight.tile(begin, n, w), n);  // of the weights as stored
     }
-    if (options.seed.has_value()) {
-      const auto first = static_cast<uint32_t>(begin - chunk.begin);
-      kernels.store_stochastic(weight.at(begin), weight.type, w, n, random, first);
-    } else {
-      weight.put(w, begin, n);
+    sum += sq_norm;
+    if (parameter.keeps_norm) {
+      sample.add(weight.at(begin), first, n);
     }
-    sum += kernels.sq_norm(weight.tile(begin, n, w), n);  // of the weights as stored
   }
-  return {sum, parameter.keeps_norm ? sample_of(weight, chunk) : 0};
+  return {sum, parameter.keeps_norm ? sample.hash(chunk.index) : 0};
 }
 
 template <typename T>
