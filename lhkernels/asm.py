@@ -230,7 +230,7 @@ def _compile(variant: Variant, arch: int) -> dict[str, Any]:
     target = GPUTarget("cuda", arch, 32)
     options = {"num_warps": triton_kernel.NUM_WARPS}
     compiled = triton.compile(source, target=target, options=options)
-    log, sass = _assemble(compiled.asm["ptx"], arch, Path(triton.__file__).parent)
+    log, sass = _assemble(compiled.asm["ptx"], arch)
     return {
         "ptx": compiled.asm["ptx"],
         "log": log,
@@ -240,18 +240,20 @@ def _compile(variant: Variant, arch: int) -> dict[str, Any]:
     }
 
 
-def _assemble(ptx: str, arch: int, triton_folder: Path) -> tuple[str, str]:
+def _assemble(ptx: str, arch: int) -> tuple[str, str]:
     """ptxas's log, and the disassembled code."""
-    tools = triton_folder / "backends/nvidia/bin"
-    assembler = tools / ("ptxas-blackwell" if arch >= 100 else "ptxas")
+    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas  # its wheel has two of them
+
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert target is not None
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [str(assembler), "-v", f"--gpu-name={target[1]}", str(source), "-o", str(binary)]
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target[1]}", str(source)]
+        command += ["-o", str(binary)]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        command = [str(tools / "nvdisasm"), "-c", str(binary)]
+        command = [knobs.nvidia.nvdisasm.path, "-c", str(binary)]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return log, sass
 

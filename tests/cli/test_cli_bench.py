@@ -7,11 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lhkernels import _extension
 from lhkernels.benchmarks import environment, hvp_cases, hvp_peers, scaling, step
 from lhkernels.cli import errors, main
 
 TINY = hvp_cases.Case("conv2d", 3, 4, 5, 4, 2)
 NAMES = "lhkernels;double backward"
+needs_extension = pytest.mark.skipif(
+    _extension.reason() is not None, reason=f"no C++ extension: {_extension.reason()}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +69,7 @@ def test_hvp_is_kept_and_reported(tmp_path, capsys, monkeypatch):
     assert tables[0]["markdown"] in text
 
 
+@needs_extension
 def test_scaling_is_kept_and_drawn(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     small = replace(TINY, columns=1)
@@ -103,6 +108,7 @@ def test_scaling_is_kept_and_drawn(tmp_path, capsys, monkeypatch):
             assert (tmp_path / folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@needs_extension
 def test_roofline_is_drawn(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(step.MODELS, "vgg13", lambda: [(8, 3, 3, 3), (10, 8)])
