@@ -15,8 +15,9 @@ constexpr int64_t kSample = 4096;  // bytes of a chunk
 constexpr int64_t kStripes = 4;    // in as many tiles at most
 constexpr int64_t kLine = 64;
 
-// Sums of 64-bit words, and sums of these sums, so that order matters. Adding one number to every
-// element, as multiplying by 2 does to the exponents, can't cancel: a word holds more than one.
+// Sums of 64-bit words, and sums of these sums, so that order matters. Adding one number to the bits of
+// every element, as multiplying by 2 does, can't cancel in elements of 32 bits or less: a word holds
+// more than one of them.
 class WordSums {
  public:
   void add(const char* data, int64_t n_bytes) {

@@ -93,12 +93,18 @@ def bind(plan: Plan, named: Sequence[Named]) -> tuple[list[Block], list[int]]:
 
 
 def unshared(plan: Plan, groups: Groups) -> Plan:
-    """The plan for copies of these parameters, which only names and positions can tell."""
+    """The plan for copies of these parameters, which only names and positions can tell.
+
+    Blocks of parameters that the optimizer does not have (yet) are kept where they have a name that
+    none of its own has.
+    """
     named = named_parameters(groups)
-    if any(isinstance(name, str) for name, _ in named):
-        return plan
-    blocks = [replace(block, parameter=i) for i, block in enumerate(bind(plan, named)[0])]
-    return Plan(tuple(blocks), title=plan.title)
+    blocks = [
+        replace(block, parameter=name) for (name, _), block in zip(named, bind(plan, named)[0])
+    ]
+    taken = {block.parameter for block in blocks} | {b.parameter for b in blocks_of(groups, plan)}
+    rest = [b for b in plan.blocks if isinstance(b.parameter, str) and b.parameter not in taken]
+    return Plan((*blocks, *rest), title=plan.title)
 
 
 def check_parameters(groups: Groups) -> None:

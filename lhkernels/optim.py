@@ -51,7 +51,8 @@ class ScaleAmendedSGD(Optimizer):
             too; parameters that it does not name are plain SGD's.
         scale_reference: "output", the paper's m = 1 at the network's output; or "initial", every
             block's factor divided by the element-weighted geometric mean of the blocks' factors at
-            the first step, so that a learning rate tuned for SGD is of the right order here.
+            the first step that moves one, so that a learning rate tuned for SGD is of the right
+            order here (a constant, to ``differentiable`` steps too).
         maximize: ascend.
         foreach, fused, differentiable: torch.optim's flags; with none set the fastest that exists.
         capturable: the step may be captured in a CUDA graph (take a first step before capturing).
@@ -168,7 +169,7 @@ class ScaleAmendedSGD(Optimizer):
 
     def _begin(self) -> None:
         """Derive from the groups what steps use."""
-        self._sets = StepSets()
+        self._sets = StepSets(carries=not hasattr(self, "_sets") or self._sets.carries)
         self._find_blocks()
 
     def _find_blocks(self) -> None:
@@ -235,18 +236,25 @@ class ScaleAmendedSGD(Optimizer):
             if found_inf is not None and first and found_inf.item() != 0:
                 return loss  # a first step that overflows makes nothing: no buffers either
             if fresh:
-                self._sets.admit(fresh)
                 warn_of_shares(self.param_groups, self._plan)
+                self._sets.admit(fresh)
                 self._fix_reference(work)
             for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
             self._count_roundings(found_inf)
+        if not torch.compiler.is_compiling():
+            self._sets.look_for_unseen_writes(work)
         return loss
 
     def _block(self, param: Tensor) -> Block:
         block = self._block_of.get(param)
         if block is None or block.shape != param.shape:  # somebody has edited the groups, or data
             self._find_blocks()
+        if param not in self._block_of:
+            raise ValueError(
+                f"a parameter of shape {tuple(param.shape)} is in group['params'] without a name "
+                "in group['param_names']; add it with add_param_group"
+            )
         return self._block_of[param]
 
     def _seed_roundings(self) -> None:
@@ -278,15 +286,13 @@ class ScaleAmendedSGD(Optimizer):
         first = self.param_groups[0]
         constant = first["reference_scale"]
         if first["scale_reference"] == "initial" and constant is None:
-            constant = geometric_mean_of_factors([w.params for w in work if w.params.admitted])
-            if constant is None:  # nothing moves yet: for this step alone
-                constant = geometric_mean_of_factors([w.params for w in work])
-            else:
+            constant = geometric_mean_of_factors([w.params for w in work])
+            if constant is not None and any(w.params.admitted for w in work):
                 for group in self.param_groups:
                     group["reference_scale"] = constant
                 for w in work:
                     w.params.set_reference(constant)
-        for w in work:
+        for w in work:  # which do not move use it for this step alone
             w.constant = constant
 
     # ----------------------------------------------------------------------------- checkpoints

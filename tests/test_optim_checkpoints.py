@@ -309,3 +309,22 @@ def test_dcp_round_trip(theirs, ours, through, params, flat, tmp_path):
         shared = group.keys() & expected.keys() - {"params"}
         assert {"lr", "momentum"} <= shared
         assert {k: group[k] for k in shared} == {k: expected[k] for k in shared}
+
+
+def test_the_constant_is_of_all_blocks_as_soon_as_one_moves():
+    """And in a step in which none does, weights that can't count do not."""
+    a, b = nn.Parameter(torch.full((2, 2), 0.5)), nn.Parameter(torch.ones(2, 2))
+    zero = nn.Parameter(torch.zeros(2, 2))
+    groups = [{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.0}]
+    opt = lh.ScaleAmendedSGD(groups, momentum=0.9, scale_reference="initial")
+    foretold = [float(s) for s in opt.block_scales().values()]
+    for p in (a, b, zero):
+        p.grad = torch.ones(2, 2)
+    opt.step()
+    assert [float(opt.state[p]["momentum_buffer"][0, 0]) for p in (a, b)] == pytest.approx(foretold)
+    assert foretold == pytest.approx([0.5, 2.0])
+
+    warm_up = lh.ScaleAmendedSGD([b, zero], lr=0.0, momentum=0.9, scale_reference="initial")
+    warm_up.step()
+    assert torch.equal(warm_up.state[b]["momentum_buffer"], torch.ones(2, 2))
+    assert warm_up.param_groups[0]["reference_scale"] is None

@@ -107,6 +107,19 @@ def test_copies_keep_their_blocks(clone):
     assert all(map(torch.equal, net.parameters(), net2.parameters()))
 
 
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_a_part_that_goes_by_other_names_keep_their_blocks(clone):
+    """Of which some are another parameter's in the plan."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    plan = lh.Plan.chain(net.named_parameters(), plain=["0.weight", "0.bias"])
+    opt = lh.ScaleAmendedSGD(net[1].named_parameters(), plan=plan, **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, opt2 = clone((net, opt))
+    assert opt2.plan.blocks == opt.plan.blocks
+    assert [block.kind for block in opt2.plan.blocks] == ["weight", "vector"] * 2
+
+
 def zero_steps_as_one_optimizer(rank):
     for chain in ("named_parameters", "parameters"):
         net = network()

@@ -101,7 +101,10 @@ class StepSet(ABC):
             )
 
     def sq_norms(self) -> Tensor:
-        """``||W_b||_F^2`` of the stored weights, (B,); 1 where the factor has no norm in it."""
+        """``||W_b||_F^2`` of the stored weights, (B,); 1 where the factor has no norm in it.
+
+        Writes that bump no version are not looked for here, only in steps.
+        """
         assert self.blocks is not None
         weights = [p for p, block in zip(self.params, self.blocks) if block.uses_norm]
         norms = iter(self.weight_sq_norms(weights) if weights else ())
@@ -111,6 +114,10 @@ class StepSet(ABC):
     def invalidate_norms(self) -> None:
         """Forget norms that were carried over from the last step, if any were."""
         return
+
+    def unseen(self) -> int | None:
+        """The position of a weight of which a wrong norm was carried over, once it is found out."""
+        return None
 
     def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """``||W||_F^2`` of each, 0-dim."""

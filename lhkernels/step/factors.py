@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +48,7 @@ def block_factors(
 
 
 def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
-    """Element-weighted geometric mean of all blocks' factors; None where there is no block."""
+    """Element-weighted geometric mean of all blocks' factors; None where no block has one."""
     factors: list[Tensor] = []
     numels: list[int] = []
     for params in sets:
@@ -58,16 +59,20 @@ def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
             if block.uses_norm:
                 factors.append(scale)
                 numels.append(param.numel())
-    return float(geometric_mean(factors, numels)) if factors else None
+    mean = float(geometric_mean(factors, numels)) if factors else math.nan
+    return None if math.isnan(mean) else mean
 
 
 def geometric_mean(values: Sequence[Tensor], numels: Sequence[int]) -> Tensor:
-    """Element-weighted geometric mean of 0-dim tensors: a 0-dim float64 CPU tensor or, of tensors
-    on a device, one there (the host does not wait)."""
+    """Element-weighted geometric mean of those of 0-dim tensors that are finite and above 0, NaN if
+    none is: a 0-dim float64 CPU tensor or, of tensors on a device, one there (the host does not
+    wait)."""
     device = values[0].device
     wide = [value.detach().to(device, torch.float64, non_blocking=True) for value in values]
-    weights = torch.tensor(numels, dtype=torch.float64, device=device)
-    return ((weights * torch.stack(wide).log()).sum() / weights.sum()).exp()
+    each = torch.stack(wide)
+    there = each.isfinite() & (each > 0)  # others are refused when they move
+    weights = torch.tensor(numels, dtype=torch.float64, device=device) * there
+    return ((weights * each.where(there, 1.0).log()).sum() / weights.sum()).exp()
 
 
 def _like(value: float | Tensor, other: Tensor) -> float | Tensor:

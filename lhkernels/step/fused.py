@@ -24,9 +24,11 @@ class FusedSet(StepSet):
 
     A carried norm is valid while nobody else wrote the weight: each weight is marked with its
     storage, address and version after the step, and those whose mark has changed are recomputed
-    before the next one. Writes that change no mark are found by the kernel, in what it reads; from
-    then on every step recomputes the norms (docs/step.md).
+    before the next one. Writes that change no mark are found by the kernel, in what it reads
+    (docs/step.md). Without :attr:`carries` every step recomputes the norms.
     """
+
+    carries = True
 
     def __init__(
         self,
@@ -60,21 +62,12 @@ class FusedSet(StepSet):
         versions of what it writes.
         """
 
-    @abstractmethod
-    def unseen(self) -> int | None:
-        """The position of a weight that a kernel has found written by somebody else, if any.
-
-        Answers once for each time it is found. On a GPU the answer may come some steps late: the
-        host does not wait for it.
-        """
-
     @property
     def views(self) -> list[Tensor]:
         """The parameters as dense real tensors."""
         return [_real(p) for p in self.params] if self.params[0].is_complex() else self.params
 
     def invalidate_norms(self) -> None:
-        self.carries = True
         self._marks: list[Mark] = [(0, 0, -1)] * len(self._weights)
         self._seen = self._marks
         self._storages: list[StorageWeakRef] = []
@@ -113,33 +106,9 @@ class FusedSet(StepSet):
         real, reals = _laid_out(list(grads), self.params, strides), kept
         if self.params[0].is_complex():
             real, reals = [_real(grad) for grad in real], [_real(buffer) for buffer in kept]
-        self.launch(
-            real,
-            reals,
-            self.stale(),
-            h,
-            given,
-        )
+        self.launch(real, reals, self.stale(), h, given)
         self.mark()
-        if self._weights and self.carries and not torch.compiler.is_compiling():
-            self._look_for_unseen_writes()
         return kept
-
-    def _look_for_unseen_writes(self) -> None:
-        found = self.unseen()
-        if found is None:
-            return
-        self.carries = False
-        warnings.warn(
-            f"parameter {self.names[found]!r} has been written since the last step without its "
-            "version counter (through p.data, a NumPy view or shared memory, as "
-            "nn.utils.vector_to_parameters does), so the norm kept from that step was not this "
-            "weight's. Every step now computes norms anew, with one more read of the weights: "
-            "write to parameters themselves under torch.no_grad(), or call "
-            "optimizer.invalidate_norms() after such writes",
-            UserWarning,
-            stacklevel=2,
-        )
 
     def _kept(self, buffers: Buffers, strides: list[tuple[int, ...]]) -> list[Tensor]:
         """The momentum buffers in the parameters' layouts; zeros before the first step."""
@@ -170,3 +139,16 @@ def _mark(tensor: Tensor) -> Mark:
 def _real(tensor: Tensor) -> Tensor:
     """A complex tensor as real numbers with a last dimension of 2."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def warn_of_unseen_write(name: str | int) -> None:
+    """Warn that a step was taken, or nearly so, with the norm of a weight as it no longer was."""
+    warnings.warn(
+        f"parameter {name!r} has been written since the last step without its version counter "
+        "(through p.data, a NumPy view or shared memory, as nn.utils.vector_to_parameters does, or "
+        "by another optimizer with fused=True), so the norm kept from that step was not this "
+        "weight's. Every step now computes norms anew, with one more read of the weights: write to "
+        "parameters themselves under torch.no_grad(), or call optimizer.invalidate_norms() after "
+        "such writes",
+        stacklevel=5,  # the line that calls an optimizer's step
+    )

@@ -14,10 +14,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters, as_scalar, check_flags
 from lhkernels.plan import Block
-from lhkernels.step.base import Buffers, Modifiers, ReferenceSet, StepSet
+from lhkernels.step.base import Buffers, Modifiers, StepSet
 from lhkernels.step.dispatch import choose
-from lhkernels.step.factors import block_factors
-from lhkernels.step.fused import FusedSet
+from lhkernels.step.fused import FusedSet, warn_of_unseen_write
 from lhkernels.step.layout import has_own_memory, is_dense
 
 # What a set is built from; another value in the group makes another set.
@@ -37,9 +36,15 @@ COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 # and whether it is the first step.
 Part: TypeAlias = tuple[int, torch.device, torch.dtype, torch.dtype, bool, bool]
 
-# What a set was built from, the values of SET_OPTIONS and the parameters' shapes and strides (a
-# parameter may be given other data at any time), and the set.
-Kept: TypeAlias = tuple[tuple[Any, ...], StepSet]
+
+@dataclass(slots=True)
+class Kept:
+    """A set, and what it was built from: a parameter may be given other data at any time."""
+
+    params: StepSet
+    origin: tuple[Any, ...]  # the values of SET_OPTIONS, the parameters' shapes and strides
+    addresses: list[int]  # of the parameters
+    own_memory: bool
 
 
 @dataclass(slots=True)
@@ -90,26 +95,24 @@ class Work:
         it loads the weights.
         """
         params = self.params
-        blocks: Sequence[Block | None] = params.blocks or [None] * len(params.params)
-        factors = block_factors(params.params, blocks, self.constant, find_constant=False)
-        make = ReferenceSet if isinstance(params, FusedSet) else type(params)
-        buffers: list[Tensor | None] = []
-        for param, block, factor, grad, buffer in zip(
-            params.params, blocks, factors, self.grads, self.buffers
-        ):
-            copy = make([param.clone()], None, momentum_dtype=params.momentum_dtype)
-            if block is not None:
-                factor = factor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-                given = given._replace(scales=factor.reshape(1))
-            buffers += copy.step([grad], [buffer], self.h, given)
-        return buffers
+        copies = type(params)(
+            [param.clone() for param in params.params],
+            params.blocks,
+            momentum_dtype=params.momentum_dtype,
+        )
+        copies.set_reference(self.constant or 1.0)
+        scales = copies.scales()
+        if scales is not None:
+            scales = scales.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return copies.step(self.grads, self.buffers, self.h, given._replace(scales=scales))
 
 
 class StepSets:
     """The sets of one optimizer, kept while the same parameters have gradients."""
 
-    def __init__(self) -> None:
+    def __init__(self, carries: bool = True) -> None:
         self._sets: dict[Part, Kept] = {}
+        self.carries = carries  # norms, from step to step
         # parameters that have taken their first step, and whether they were amended in one
         self._admitted: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -159,7 +162,10 @@ class StepSets:
                 )
                 part_h = replace(h, dampening=0.0) if part[-1] else h
                 seed = group["rounding_step"] if group["stochastic_rounding"] else None
-                work.append(Work(self._sets[part][1], grads, buffers, part_h, seed))
+                params_set = self._sets[part].params
+                if isinstance(params_set, FusedSet):
+                    params_set.carries = self.carries
+                work.append(Work(params_set, grads, buffers, part_h, seed))
         return work
 
     @staticmethod
@@ -177,12 +183,13 @@ class StepSets:
             shapes,
             [param.stride() for param in params],
         )
-        if (
-            kept is not None
-            and kept[0] == origin
-            and all(map(operator.is_, kept[1].params, params))
-        ):
-            return kept
+        if kept is not None and kept.origin == origin:
+            known = kept.params
+            if all(map(operator.is_, known.params, params)):
+                addresses = [param.data_ptr() for param in params] if known.has_values else []
+                if addresses == kept.addresses or has_own_memory(params) == kept.own_memory:
+                    kept.addresses = addresses
+                    return kept
         for param in params:
             if hasattr(param, "to_local"):
                 raise RuntimeError(
@@ -192,7 +199,8 @@ class StepSets:
                 )
         _, device, dtype, _, dense, _ = part
         blocks = [block_of(param) for param in params]
-        new = choose(group, device, dtype, dense and has_own_memory(params))(
+        own_memory = has_own_memory(params)
+        new = choose(group, device, dtype, dense and own_memory)(
             params,
             blocks if group["amend"] else None,
             names=[block.parameter for block in blocks],
@@ -201,12 +209,23 @@ class StepSets:
         )
         if group["reference_scale"] is not None:
             new.set_reference(group["reference_scale"])
-        return origin, new
+        addresses = [param.data_ptr() for param in params] if new.has_values else []
+        return Kept(new, origin, addresses, own_memory)
 
     def invalidate_norms(self) -> None:
         """Forget all norms carried over from the last step."""
-        for _, params in self._sets.values():
-            params.invalidate_norms()
+        self.carries = True
+        for kept in self._sets.values():
+            kept.params.invalidate_norms()
+
+    def look_for_unseen_writes(self, work: Sequence[Work]) -> None:
+        """Warn of the first that is found; then norms are carried no more, until
+        :meth:`invalidate_norms`."""
+        found = [(w.params, w.params.unseen()) for w in work] if self.carries else []
+        names = [params.names[position] for params, position in found if position is not None]
+        if names:
+            self.carries = False
+            warn_of_unseen_write(names[0])
 
     def fresh(self, work: Sequence[Work]) -> list[Work]:
         """Where a parameter takes its first step that moves."""

@@ -68,22 +68,32 @@ class TritonSet(FusedSet):
         found = self._look(flag) if flag.device.type == "cuda" else int(flag)
         if not found:
             return None
-        flag.zero_()
+        self._forget_unseen()
         return found - 1
 
     def _look(self, flag: Tensor) -> int:
-        """What a copy that was begun :data:`LOOK_EVERY` steps ago has brought, without a wait."""
+        """The flag of a step ago, without a wait: every :data:`LOOK_EVERY` steps it is copied, and
+        read a step later, when the copy has most likely come; if not, it is read the next time."""
         self._steps += 1
-        if self._steps % LOOK_EVERY or torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return 0
-        if self._copied is None:
-            self._copied = torch.zeros(1, dtype=flag.dtype).pin_memory()
-        found = int(self._copied)
-        if found:
-            self._copied.zero_()
-        else:
+        if self._steps % LOOK_EVERY == 0:
+            if self._copied is None:
+                self._copied = torch.zeros(1, dtype=flag.dtype).pin_memory()
             self._copied.copy_(flag, non_blocking=True)
-        return found
+        elif self._steps % LOOK_EVERY == 1 and self._copied is not None:
+            return int(self._copied)
+        return 0
+
+    def _forget_unseen(self) -> None:
+        self._copied = None  # a copy that is still under way goes to memory that nobody reads
+        if self._tables.unseen is not None:
+            self._tables.unseen.zero_()
+
+    def invalidate_norms(self) -> None:
+        super().invalidate_norms()
+        if hasattr(self, "_tables"):  # not in construction
+            self._forget_unseen()
 
     def launch(
         self,

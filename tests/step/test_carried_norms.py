@@ -135,11 +135,11 @@ def test_norms_are_carried_again_after_invalidate_norms(backend, monkeypatch):
     p.grad = torch.ones_like(p)
     opt = lh.ScaleAmendedSGD([p], **OPTIONS, **use(backend, monkeypatch))
     opt.step()
-    (params,) = (kept for _, kept in opt._sets._sets.values())
+    (params,) = (kept.params for kept in opt._sets._sets.values())
     p.data.mul_(3)
     with pytest.warns(UserWarning, match="has been written"):
         opt.step()
-    assert params.stale() == [0]
+    assert not opt._sets.carries
     p.data.mul_(3)
     opt.invalidate_norms()
     with warnings.catch_warnings():
@@ -198,7 +198,7 @@ def test_a_step_that_fails_makes_no_norm_valid(backend, monkeypatch):
         opt.step()
         multiply(p)
         if fails:
-            (params,) = (kept for _, kept in opt._sets._sets.values())
+            (params,) = (kept.params for kept in opt._sets._sets.values())
             with monkeypatch.context() as patch:
                 patch.setattr(params, "launch", lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
@@ -206,3 +206,47 @@ def test_a_step_that_fails_makes_no_norm_valid(backend, monkeypatch):
         opt.step()
         found.append(p.detach())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_there_is_one_warning_and_an_error_made_of_it_undoes_nothing(backend, monkeypatch):
+    """One for all groups, sets and loaded checkpoints; where it is an error, all have moved."""
+    params = [nn.Parameter(0.2 * torch.randn(5, 7)) for _ in range(3)]
+    groups = [{"params": [p]} for p in params]
+    opt = lh.ScaleAmendedSGD(groups, **OPTIONS, **use(backend, monkeypatch))
+    for p in params:
+        p.grad = torch.ones(5, 7)
+    opt.step()
+    for p in params:
+        p.data.mul_(2)
+    before = [p.detach().clone() for p in params]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match=FOUND):
+            opt.step()
+        for p, old in zip(params, before):
+            assert not torch.equal(p, old)
+            assert "momentum_buffer" in opt.state[p]
+            p.data.mul_(2)
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+        params[0].grad = None
+        params[1].data.mul_(2)
+        opt.step()
+
+
+def test_another_optimizers_fused_step_is_found(monkeypatch):
+    """torch's fused optimizers bump no version."""
+    start = 0.2 * torch.randn(40, 30)
+    found = []
+    for flags in ({"foreach": False}, use("cpp", monkeypatch)):
+        p = nn.Parameter(start.clone())
+        p.grad = torch.ones_like(p)
+        ours = lh.ScaleAmendedSGD([p], **OPTIONS, **flags)
+        theirs = torch.optim.SGD([p], lr=0.3, fused=True)
+        for step in (ours.step, theirs.step, ours.step):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                step()
+        found.append(p.detach())
+    torch.testing.assert_close(*found)

@@ -108,6 +108,31 @@ def test_parameters_over_one_memory(backend, groups, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_that_comes_to_be_shared(backend, monkeypatch):
+    """After a step, by parameters of one shape: two threads must not write it at a time."""
+    flags = use(backend, monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = []
+    try:
+        for options in ({"foreach": False}, flags):
+            torch.manual_seed(1)
+            params = [nn.Parameter(0.2 * torch.randn(64, 600)) for _ in range(3)]
+            opt = lh.ScaleAmendedSGD(params, lr=0.05, momentum=0.9, amend=False, **options)
+            for step in range(10):
+                for p in params:
+                    p.grad = torch.randn(64, 600)
+                opt.step()
+                if step == 0:
+                    for p in params[1:]:
+                        p.data = params[0].data
+            found.append(params[0].detach())
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_that_are_negated_when_read(backend, monkeypatch):
     """Autograd makes such for imaginary parts: their memory has the other sign."""
     flags = use(backend, monkeypatch)
