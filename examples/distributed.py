@@ -3,6 +3,7 @@
 torchrun --standalone --nproc-per-node 2 examples/distributed.py
 """
 
+import gc
 import os
 
 import torch
@@ -43,3 +44,6 @@ if rank == 0:
     same = all(torch.equal(mine, weights) for weights in everyones)
     print(f"loss {first:.3f} -> {last:.3f}; {world} rank(s) {'alike' if same else 'DIFFER'}")
 dist.destroy_process_group()
+# DDP keeps the group's threads, and one that still has a tensor when Python exits aborts it.
+del model
+gc.collect()
