@@ -136,7 +136,7 @@ at::Tensor input_hvp(const at::Tensor& rows, const at::Tensor& weight, at::IntAr
       const at::Tensor means = z.mean({1, 3});
       for (int64_t k = 0; k < z.size(0); ++k) {  // one vector's outputs stay in the cache
         at::Tensor one = z[k];
-        const at::Tensor products = at::mul(one, along).sum({0, 2});
+        const at::Tensor products = at::mul(one, along).sum(at::IntArrayRef({0, 2}));
         one.sub_(means[k].unsqueeze(1));
         if (scale) {
           one.mul_(scale->unsqueeze(1));

@@ -1,18 +1,20 @@
 // A weight's sample: a hash of a few cache lines of every chunk, by which a step notices that somebody
-// wrote the weight since the last one. Weights of up to kSample bytes are seen whole.
+// wrote the weight since the last one. Weights of up to kSmallSample bytes are seen whole.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "chunks.h"
 #include "rounding.h"
 #include "tile.h"
 
 namespace lhkernels {
 
-constexpr int64_t kSample = 4096;  // bytes of a chunk
-constexpr int64_t kStripes = 4;    // in as many tiles at most
+constexpr int64_t kSample = 1024;       // bytes of a full chunk: reading more of them costs more than 3 %
+constexpr int64_t kSmallSample = 4096;  // of a smaller one, which is most often a whole tensor
+constexpr int64_t kStripes = 4;         // in as many tiles at most
 constexpr int64_t kLine = 64;
 
 // Sums of 64-bit words, and sums of these sums, so that order matters. Adding one number to the bits of
@@ -63,7 +65,7 @@ class ChunkSample {
   ChunkSample(int64_t n_elements, int64_t element_size) : element_size_(element_size) {
     const int64_t tiles = (n_elements + kTile - 1) / kTile;
     every_ = (tiles + kStripes - 1) / kStripes;
-    n_bytes_ = kSample / ((tiles + every_ - 1) / every_);
+    n_bytes_ = (n_elements < kChunk ? kSmallSample : kSample) / ((tiles + every_ - 1) / every_);
   }
 
   // `first` is the tile's first element within the chunk; `n` are its elements.

@@ -28,11 +28,12 @@ def sq_norms(params: Sequence[Tensor]) -> Tensor:
 
 
 def samples(params: Sequence[Tensor]) -> Tensor:
-    """A hash of a few cache lines of each tensor, (B,) int64: 4 KiB of every 65,536 elements.
+    """A hash of a few cache lines of each tensor, (B,) int64.
 
-    :func:`sgd_step_` leaves the same for the weights it wrote, and knows by it that somebody else
-    has written them since. It sees whole tensors of up to 4 KiB; in larger ones it misses writes
-    that leave those lines as they were.
+    Of 1 KiB of every 65,536 elements, and of 4 KiB of what is left, or of a smaller tensor. By it
+    :func:`sgd_step_`, which leaves the same for the weights it wrote, knows that somebody else has
+    written them since. It sees whole tensors of up to 4 KiB; in larger ones it misses writes that
+    leave those lines as they were.
     """
     return torch.ops.lhkernels.samples.default(params)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lhkernels.benchmarks.shapes import MODELS
 from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
+from lhkernels.cli.errors import CommandError
 
 CPU_MODELS = ("vgg13", "resnet50", "vit-b16", "gpt2-small")
 LARGE_MODELS = ("transformer-1b", "transformer-7b")  # on a GPU, in bfloat16
@@ -35,8 +36,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from lhkernels.benchmarks import step
+    from lhkernels.step import fused_backend
 
     device = device_of(args)
+    backend, reason = fused_backend(device.type, torch.float32)
+    if backend is None:
+        raise CommandError(f"there is no fused step to time on {device.type}: {reason}")
     default = CPU_MODELS + (LARGE_MODELS if device.type == "cuda" else ())
     models = chosen("--models", args.models, MODELS, ",") or list(default)
     known = step.contenders(device)
