@@ -217,7 +217,9 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
         return found["data"][found["part"]] if "part" in found else found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path} is no benchmark result ({error!r}); run it again") from error
+        raise ReportError(
+            f"{path} is no result of a benchmark ({error!r}); run it again"
+        ) from error
 
 
 def locate(file: str, results: Path, machine: str | None, command: str) -> Path:
