@@ -29,8 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from study import Progress, check_environment, make_folder, positive  # noqa: E402
 
+from lhkernels import environment  # noqa: E402
 from lhkernels.training import TrainConfig, TrainingError  # noqa: E402
-from lhkernels.training.report import environment  # noqa: E402
 from lhkernels.training.study import check_packages  # noqa: E402
 from lhkernels.training.sweep import ResultFile, run_all  # noqa: E402
 
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_folder("--out", args.out)
         file = ResultFile(args.out / "runs.jsonl")
         check_environment(
-            args.out / "environment.json", environment(torch.device("cpu")), args.jobs
+            args.out / "environment.json", environment.describe(torch.device("cpu")), args.jobs
         )
         summary = Scales(args.setting, file, args.jobs).summary()
         (args.out / "summary.md").write_text(summary)

@@ -24,11 +24,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lhkernels import environment  # noqa: E402
 from lhkernels.training import TrainingError  # noqa: E402
 from lhkernels.training.config import DATA, DEVICES, TrainConfig  # noqa: E402
 from lhkernels.training.experiments import PARTS, PRESETS, Cells, Experiments  # noqa: E402
 from lhkernels.training.loop import pick_device  # noqa: E402
-from lhkernels.training.report import environment  # noqa: E402
 from lhkernels.training.study import check_packages  # noqa: E402
 from lhkernels.training.sweep import (  # noqa: E402
     Result,
@@ -135,7 +135,9 @@ class Study:
         device = pick_device(self.args.device)
         load_once(self.a_run, torch.device("cpu") if self.args.jobs > 1 else device)
         make_folder("--out", self.out)
-        check_environment(self.out / "environment.json", environment(device), self.args.jobs)
+        check_environment(
+            self.out / "environment.json", environment.describe(device), self.args.jobs
+        )
         if "figure1" in self.parts:
             self.run(self.experiments.tuning(), "tuning", device)
         for part in self.parts:
@@ -258,11 +260,11 @@ def make_folder(option: str, folder: Path) -> None:
 
 def check_environment(path: Path, here: dict[str, Any], jobs: int) -> None:
     """Note where the runs are made; refuse to mix those of two machines in one folder."""
-    here = {name: value for name, value in here.items() if name != "platform"}
+    here = {name: value for name, value in here.items() if name not in ("date", "platform")}
     here["threads"], here["jobs"] = 1, jobs
     if path.exists():
         there = read_environment(path) or {}
-        for name in ("device", "gpu", "cpu", "torch"):
+        for name in ("gpu", "cpu", "torch"):
             if there.get(name) != here[name]:
                 raise TrainingError(
                     f"--out {path.parent}: its runs were made with {name} {there.get(name)}, here "

@@ -16,12 +16,14 @@ PACKAGE = Path(__file__).parent.parent / "lhkernels"
 # From the ground up. A part (a module or folder of lhkernels) imports from lower floors alone, and
 # from itself. "" is lhkernels/__init__.py, the public names.
 FLOORS = (
+    ("tables",),
     ("hyperparameters", "plan", "ops"),
     ("reference", "_extension", "binding"),
     ("step", "hessian"),
     ("optim", "asm"),
     ("",),
-    ("environment", "training", "inspect"),
+    ("environment",),
+    ("training", "inspect"),
     ("benchmarks",),
     ("cli",),
     ("__main__",),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from typing import Any
 
 import torch
 
+from lhkernels.environment import describe
 from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.loop import Record
 
@@ -19,7 +19,7 @@ def make_report(config: TrainConfig, histories: Histories, device: torch.device)
     runs = [describe_run(config, key, histories.get(key, [])) for key in config.run_keys()]
     return {
         "config": config.to_dict(),
-        "environment": environment(device),
+        "environment": describe(device),
         "runs": runs,
         "summary": [
             summarise(scale, optimizer, runs)
@@ -76,28 +76,3 @@ def summarise(init_scale: float, optimizer: str, runs: list[dict[str, Any]]) -> 
             "std": statistics.stdev(values) if len(values) > 1 else None,
         }
     return summary
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, as far as they decide numbers and times."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": device.type,
-        "cpu": cpu_name(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it, else what Python knows."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
