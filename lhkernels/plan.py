@@ -1,4 +1,4 @@
-"""Which parameter is which block, and the factor that its gradient gets (docs/algorithm.md)."""
+"""Which parameter is which block, and the scale that its gradient gets (docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("weight", "vector", "plain")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One parameter's place in the network, and with it the rule for its factor ``s``.
+    """One parameter's place in the network, and with it the rule for its scale ``s``.
 
     ==========  ==========================================  ==============================
     ``kind``    what                                        ``s``
