@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,46 +15,9 @@ from lhkernels.hyperparameters import Hyperparameters, check_flags
 from lhkernels.plan import Block
 from lhkernels.step.base import Buffers, Modifiers, StepSet
 from lhkernels.step.dispatch import choose
-from lhkernels.step.layout import has_own_memory, is_dense
+from lhkernels.step.layout import has_own_memory
+from lhkernels.step.members import Kept, Part, check, gather, sort
 from lhkernels.step.norms import warn_of_unseen_write
-
-# What a set is built from; another value in the group makes another set.
-SET_OPTIONS = (
-    "amend",
-    "fused",
-    "foreach",
-    "differentiable",
-    "capturable",
-    "momentum_dtype",
-)
-
-REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
-
-
-class Part(NamedTuple):
-    """What the parameters of one set have in common."""
-
-    group: int
-    device: torch.device
-    dtype: torch.dtype
-    grad_dtype: torch.dtype
-    dense: bool
-    first: bool  # the first buffer is not damped: parameters that have none are another set
-
-
-Members: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor | None]]
-"""Parameters, their gradients, their momentum buffers."""
-
-
-@dataclass(slots=True)
-class Kept:
-    """A set, and what it was built from: a parameter may be given other data at any time."""
-
-    set: StepSet
-    origin: tuple[Any, ...]  # the values of SET_OPTIONS, the parameters' shapes and strides
-    addresses: list[int]  # of the parameters
-    own_memory: bool
 
 
 @dataclass(slots=True)
@@ -144,17 +106,14 @@ class StepSets:
             h = Hyperparameters.of_group(group)
             check_flags(group)
             seed = group["rounding_step"] if group["stochastic_rounding"] else None
-            for part, (params, grads, buffers) in _split(index, group, h, state).items():
-                shapes = [param.shape for param in params]
-                _check("gradient", grads, params, shapes, part, block_of)
-                _check("momentum buffer", buffers, params, shapes, part, block_of)
-                kept = before.get(part)
-                if kept is None or not _still_fits(kept, group, params, shapes):
-                    kept = _build(part, group, params, shapes, block_of)
+            members = gather(group, state, has_buffers=h.momentum != 0)
+            for part, some, kept in sort(index, group, members, h.dampening != 0, before):
+                check(part, some, block_of)
+                kept = kept or Kept.of(build(part, group, some.params, block_of), group)
                 self._sets[part] = kept
                 kept.set.carry_norms(self.carries)
                 damped = replace(h, dampening=0.0) if part.first else h
-                work.append(Work(kept.set, grads, buffers, damped, seed))
+                work.append(Work(kept.set, some.grads, some.buffers, damped, seed))
         return work
 
     def invalidate_norms(self) -> None:
@@ -220,52 +179,12 @@ class StepSets:
                 )
 
 
-def _split(
-    index: int, group: dict[str, Any], h: Hyperparameters, state: Mapping[Tensor, dict[str, Any]]
-) -> dict[Part, Members]:
-    """A group's parameters that have gradients, by what a set has in common."""
-    parts: dict[Part, Members] = {}
-    damped, has_buffers = h.dampening != 0, h.momentum != 0
-    for param in group["params"]:
-        grad = param.grad
-        if grad is None:
-            continue
-        own = state.get(param) if has_buffers else None
-        buffer = own.get("momentum_buffer") if own else None
-        first = damped and buffer is None
-        part = Part(index, param.device, param.dtype, grad.dtype, is_dense(param), first)
-        members = parts.get(part)
-        if members is None:
-            members = parts[part] = ([], [], [])
-        members[0].append(param)
-        members[1].append(grad)
-        members[2].append(buffer)
-    return parts
-
-
-def _still_fits(
-    kept: Kept, group: dict[str, Any], params: list[Tensor], shapes: list[torch.Size]
-) -> bool:
-    """Whether the set of the step before has these parameters, as they are now."""
-    if kept.origin != _origin(group, params, shapes):
-        return False
-    if not all(map(operator.is_, kept.set.params, params)):
-        return False
-    addresses = _addresses(kept.set)
-    if addresses != kept.addresses:
-        if has_own_memory(params) != kept.own_memory:
-            return False
-        kept.addresses = addresses
-    return True
-
-
-def _build(
+def build(
     part: Part,
-    group: dict[str, Any],
+    group: Mapping[str, Any],
     params: list[Tensor],
-    shapes: list[torch.Size],
     block_of: Callable[[Tensor], Block],
-) -> Kept:
+) -> StepSet:
     """A new set, of the backend that the group's options ask for."""
     blocks = [block_of(param) for param in params]
     for param, block in zip(params, blocks):
@@ -275,8 +194,8 @@ def _build(
                 "summed over ranks, which ScaleAmendedSGD does not do yet; use "
                 "DistributedDataParallel"
             )
-    own_memory = has_own_memory(params)
-    new = choose(group, part.device, part.dtype, part.dense and own_memory)(
+    backend = choose(group, part.device, part.dtype, part.dense and has_own_memory(params))
+    return backend(
         params,
         blocks if group["amend"] else None,
         names=[block.parameter for block in blocks],
@@ -284,74 +203,6 @@ def _build(
         capturable=group["capturable"],
         scale_constant=group["scale_constant"],
     )
-    return Kept(new, _origin(group, params, shapes), _addresses(new), own_memory)
-
-
-def _origin(
-    group: dict[str, Any], params: list[Tensor], shapes: list[torch.Size]
-) -> tuple[Any, ...]:
-    options = [group[name] for name in SET_OPTIONS]
-    return options, shapes, [param.stride() for param in params]
-
-
-def _addresses(of: StepSet) -> list[int]:
-    return [param.data_ptr() for param in of.params] if of.has_values else []
-
-
-def _check(
-    what: str,
-    tensors: Sequence[Tensor | None],
-    params: Sequence[Tensor],
-    shapes: list[torch.Size],
-    part: Part,
-    block_of: Callable[[Tensor], Block],
-) -> None:
-    """Refuse gradients or buffers that do not fit their parameters."""
-    known = COMPLEX if part.dtype.is_complex else REAL
-    if not _fit(tensors, shapes, part.device):
-        _refuse(what, tensors, params, block_of)
-    if what == "gradient" and part.grad_dtype not in known:
-        _refuse(what, tensors, params, block_of)
-
-
-def _fit(
-    tensors: Sequence[Tensor | None], shapes: Sequence[torch.Size], device: torch.device
-) -> bool:
-    """Whether gradients or buffers can be walked beside parameters of these shapes."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    if len(there) < len(tensors):
-        shapes = [shape for shape, tensor in zip(shapes, tensors) if tensor is not None]
-    return (
-        [tensor.shape for tensor in there] == shapes
-        and not [tensor for tensor in there if tensor.layout is not torch.strided]
-        and not [tensor for tensor in there if tensor.device != device]
-    )
-
-
-def _refuse(
-    what: str,
-    tensors: Sequence[Tensor | None],
-    params: Sequence[Tensor],
-    block_of: Callable[[Tensor], Block],
-) -> NoReturn:
-    """Raise for the first gradient or buffer that does not fit its parameter."""
-    pairs = [(t, p) for t, p in zip(tensors, params) if t is not None]
-    tensor, param = next(((t, p) for t, p in pairs if not _fit([t], [p.shape], p.device)), pairs[0])
-    name = block_of(param).parameter
-    if tensor.layout is not torch.strided:
-        raise RuntimeError(
-            f"the {what} of parameter {name!r} is sparse ({tensor.layout}); ScaleAmendedSGD needs "
-            "dense ones: build its layer with sparse=False, or give it to torch.optim.SGD"
-        )
-    raise RuntimeError(
-        f"the {what} of parameter {name!r} is {_looks(tensor)}, but the parameter is "
-        f"{_looks(param)}; after moving or replacing it, clear its gradient "
-        "(opt.zero_grad()) and its state (del opt.state[param]), or move them along"
-    )
-
-
-def _looks(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
 def _on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
