@@ -116,7 +116,7 @@ def test_unparsable_number_names_the_option(capsys):
     assert "argument --epochs: invalid int value: 'many'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn"])
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn"])
 def test_missing_extra_is_one_line_that_names_the_remedy(capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert run(*QUICK) == 2
@@ -176,7 +176,7 @@ def test_interruption_while_loading(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lhkernels.training.study.load", stop)
+    monkeypatch.setattr("lhkernels.training.trainer.load", stop)
     assert run(*QUICK) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(Path().iterdir()) == []
