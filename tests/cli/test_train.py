@@ -97,7 +97,7 @@ def test_options_reach_the_configuration():
         ("--data mnist", "--data mnist: choose from digits"),
         ("--resume", "--resume: there is no run in --out runs"),
         ("--data cifar10 --data-dir nowhere", "cifar10: not found in nowhere"),
-        ("--data fashion-mnist --data-dir nowhere", "Fashion-MNIST: not found in nowhere"),
+        ("--data fashion-mnist --data-dir nowhere", "fashion-mnist: not found in nowhere"),
     ],
 )
 def test_bad_option_ends_with_status_2_and_writes_nothing(capsys, options, message):
