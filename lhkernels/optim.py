@@ -114,21 +114,12 @@ class ScaleAmendedSGD(Optimizer):
             raise TypeError(f"plan={plan!r} is not a Plan; build one, such as with Plan.chain(...)")
         self._plan = plan
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-            "fused": fused,
-            "amend": amend,
-            "scale_reference": scale_reference,
-            "capturable": capturable,
-            "momentum_dtype": momentum_dtype,
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize, "foreach": foreach, "fused": fused,
+            "differentiable": differentiable, "capturable": capturable, "amend": amend,
+            "scale_reference": scale_reference, "momentum_dtype": momentum_dtype,
             "stochastic_rounding": stochastic_rounding,
-        }
+        }  # fmt: skip
         check_group(defaults)
         super().__init__(params, defaults)
         if plan is None:
@@ -239,7 +230,9 @@ class ScaleAmendedSGD(Optimizer):
                 warn_of_shares(self.param_groups, self._plan)
                 self._sets.admit(fresh)
                 self._fix_scale_constant(work)
-            for w in work:  # by whichever backend; the rule is lhkernels.reference.update
+            # Each by one kernel, or by lhkernels.reference.update, a parameter at a time:
+            #   d = s_b (g + weight_decay W),  buf = momentum buf + (1 - dampening) d,  W -= lr buf
+            for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
             self._count_roundings(found_inf)
         if not torch.compiler.is_compiling():
