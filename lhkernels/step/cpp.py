@@ -80,6 +80,7 @@ class CppSet(FusedSet):
                 found_inf=given.found_inf,
                 seed=None if given.seed is None else int(given.seed),
             )
+            self.bump_wholes()
         return kept
 
     def sq_norms(self) -> Tensor:

@@ -75,6 +75,7 @@ class TritonSet(FusedSet):
             triton_kernel.refresh_norms(tables, stale)
             triton_kernel.step(tables, h, *given)
             increment_version([*self.params, *kept])
+            self.bump_wholes()
         return kept
 
     def sq_norms(self) -> Tensor:
