@@ -25,7 +25,7 @@ class FusedSet(StepSet):
     A carried norm is valid while nobody else wrote the weight: each weight is marked with its
     storage, address and version after the step, and those whose mark has changed are recomputed
     before the next one. Writes that change no mark are found by the kernel, in what it reads
-    (docs/step.md). Without :attr:`carries` every step recomputes the norms.
+    (docs/step.md). Without ``carries`` every step recomputes the norms.
     """
 
     carries = True

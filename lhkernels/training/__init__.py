@@ -1,5 +1,6 @@
 """Training of image classifiers by several optimizers side by side.
 
+=============  ============================================================
 config         TrainConfig: the options, their defaults and their checks
 sources        data sets from files, which ``formats`` reads
 data, augment  batches of them
@@ -10,6 +11,7 @@ study          all of them side by side, and resuming
 folder         the files of a run
 report, plots  what is made of its records
 display        progress and tables on a terminal
+=============  ============================================================
 """
 
 from lhkernels.training.config import TrainConfig
