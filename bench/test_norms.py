@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lhkernels import _extension, ops
+from lhkernels import _extension
 from lhkernels.benchmarks.shapes import MODELS
 from lhkernels.benchmarks.step import random_tensors
+from lhkernels.step import cpp as ops
 
 CPU = torch.device("cpu")  # on a GPU the step's kernel makes them itself
 
