@@ -19,14 +19,14 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int
 
 
 def patch_gram(x: Tensor, geometry: Geometry, mean: Tensor | None, memory_limit: int) -> Tensor:
-    """:func:`lhkernels.hessian.patches.patch_gram` in C++, on any device."""
+    """``lhkernels.hessian.patches.patch_gram`` in C++, on any device."""
     return torch.ops.lhkernels.patch_gram.default(x, *geometry, mean, memory_limit)
 
 
 def gram_hvp(
     gram: Tensor, rows: Tensor, scale: Tensor | None, direction: Tensor | None, memory_limit: int
 ) -> Tensor:
-    """:func:`lhkernels.hessian.patches.gram_hvp` in C++, on any device."""
+    """``lhkernels.hessian.patches.gram_hvp`` in C++, on any device."""
     return torch.ops.lhkernels.gram_hvp.default(gram, rows, scale, direction, memory_limit)
 
 
@@ -39,7 +39,7 @@ def patch_hvp(
     direction: Tensor | None,
     memory_limit: int,
 ) -> Tensor:
-    """:func:`lhkernels.hessian.patches.patch_hvp` in C++, on any device."""
+    """``lhkernels.hessian.patches.patch_hvp`` in C++, on any device."""
     return torch.ops.lhkernels.patch_hvp.default(
         x, *geometry, mean, rows, scale, direction, memory_limit
     )
@@ -53,7 +53,7 @@ def input_hvp(
     direction: Tensor | None,
     memory_limit: int,
 ) -> Tensor:
-    """:func:`lhkernels.hessian.patches.input_hvp` in C++, on any device."""
+    """``lhkernels.hessian.patches.input_hvp`` in C++, on any device."""
     return torch.ops.lhkernels.input_hvp.default(
         rows, weight, *geometry, scale, direction, memory_limit
     )

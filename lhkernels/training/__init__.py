@@ -1,5 +1,6 @@
 """Training of image classifiers by several optimizers side by side.
 
+=============  =====================================================================
 config         TrainConfig: the options with their defaults, ranges and descriptions
 sources        data sets from files, which ``formats`` reads
 data           batches of them
@@ -10,6 +11,7 @@ folder         the files of a run
 report, plots  what is made of its records
 display        progress and tables on a terminal
 errors         what the user can put right
+=============  =====================================================================
 """
 
 from lhkernels.training.config import TrainConfig
