@@ -43,7 +43,8 @@ class MeshSum:
         mine = [all(here[d] == 0 for d in dims if d not in cut.dims) for cut in cuts]
         self._mine = torch.tensor([*mine, True], device=device)
         self._where = {i: torch.tensor([b for b, _ in some]) for i, some in where.items()}
-        self._group = _group(mesh, dims)
+        # Not the group itself: it would live on when it is destroyed, and abort the process.
+        self._mesh, self._dim = _one_dimension(mesh, dims)
         self._started: tuple[Any, Tensor] | None = None
 
     def start(self, norms: Sequence[Tensor], flag: bool) -> None:
@@ -52,7 +53,10 @@ class MeshSum:
         numbers = [norms[i][b.to(device)].to(torch.float64) for i, b in self._where.items()]
         last = torch.full((1,), float(flag), dtype=torch.float64, device=device)
         total = torch.where(self._mine, torch.cat([*numbers, last]), 0.0)
-        self._started = dist.all_reduce(total, group=self._group, async_op=True), total
+        self._started = (
+            dist.all_reduce(total, group=self._mesh.get_group(self._dim), async_op=True),
+            total,
+        )
 
     def finish(self, norms: Sequence[Tensor]) -> Tensor:
         """Write the sums over the parameters' numbers; the number of ranks that had the flag."""
@@ -66,9 +70,10 @@ class MeshSum:
         return total[-1]
 
 
-def _group(mesh: DeviceMesh, dims: list[int]) -> Any:
+def _one_dimension(mesh: DeviceMesh, dims: list[int]) -> tuple[DeviceMesh, int]:
+    """A mesh, and the dimension of it that is these of ``mesh`` in one."""
     if len(dims) == 1:
-        return mesh.get_group(dims[0])
+        return mesh, dims[0]
     names = mesh.mesh_dim_names
     if names is None:
         raise RuntimeError(
@@ -76,7 +81,7 @@ def _group(mesh: DeviceMesh, dims: list[int]) -> Any:
             'init_device_mesh(..., mesh_dim_names=("dp", "tp"))'
         )
     part = mesh if len(dims) == mesh.ndim else mesh[tuple(names[dim] for dim in dims)]
-    return part._flatten().get_group()
+    return part._flatten(), 0
 
 
 class GlobalNorms:
