@@ -199,6 +199,7 @@ class ScaleAmendedSGD(Optimizer):
 
     # ------------------------------------------------------------------------------------ step
 
+    @torch.compiler.disable  # what it looks at, and its one kernel, a compiler can't improve
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -236,8 +237,7 @@ class ScaleAmendedSGD(Optimizer):
             for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
             self._count_roundings(found_inf)
-        if not torch.compiler.is_compiling():
-            self._sets.end(work)
+        self._sets.end(work)
         return loss
 
     def _block(self, param: Tensor) -> Block:
