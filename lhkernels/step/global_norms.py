@@ -42,7 +42,9 @@ class MeshSum:
         here = mesh.get_coordinate() or [0] * mesh.ndim
         mine = [all(here[d] == 0 for d in dims if d not in cut.dims) for cut in cuts]
         self._mine = torch.tensor([*mine, True], device=device)
-        self._where = {i: torch.tensor([b for b, _ in some]) for i, some in where.items()}
+        self._where = {
+            i: torch.tensor([b for b, _ in some], device="cpu") for i, some in where.items()
+        }
         # Not the group itself: it would live on when it is destroyed, and abort the process.
         self._mesh, self._dim = _one_dimension(mesh, dims)
         self._started: tuple[Any, Tensor] | None = None

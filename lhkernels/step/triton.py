@@ -105,7 +105,7 @@ class TritonSet(FusedSet):
             return 0
         if self._steps % LOOK_EVERY == 0:
             if self._copied is None:
-                self._copied = torch.zeros(1, dtype=flag.dtype).pin_memory()
+                self._copied = torch.zeros(1, dtype=flag.dtype, device="cpu").pin_memory()
             self._copied.copy_(flag, non_blocking=True)
         elif self._steps % LOOK_EVERY == 1 and self._copied is not None:
             return int(self._copied)
