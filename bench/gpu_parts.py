@@ -108,7 +108,7 @@ def jobs(part: str, args: Namespace) -> list[Job]:
     if part == "sanitizer":  # once without it, which compiles the kernels
         words, tool = python(CHECKED), shlex.split(SANITIZER)
         tools = [(t, [*tool, *t.split(), *words], read_sanitizer) for t in TOOLS if not dry]
-        return [("tests alone", words, None), *tools]
+        return [("tests alone", words, None if dry else read_tests), *tools]
     given = args.data_folder or Path("/usr/share/datasets/fashion-mnist").is_dir()  # Debian's
     data = "digits" if dry else args.data or ("fashion-mnist" if given else "digits")
     words = f"bench/study.py --preset small --data {data} --device {device} --only {part} "
