@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lhkernels.training.config import RunKey
+from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.errors import TrainingError
 
 RECORD = itemgetter(
@@ -73,12 +73,18 @@ class RunFolder:
     def write_report(self, report: dict[str, Any]) -> None:
         self.write(self.report, strict_json(report, indent=2).encode() + b"\n")
 
-    def read_report(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.report.read_text())
-        except (OSError, ValueError) as error:
+    def stored_config(self) -> TrainConfig:
+        """The options that the run was started with."""
+        if not self.holds_run():
             raise TrainingError(
-                f"{self.report}: holds no report to resume from ({error}); use --overwrite"
+                f"--resume: there is no run in --out {self.path}; leave out --resume"
+            )
+        try:
+            return TrainConfig(**json.loads(self.report.read_text())["config"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{self.report}: was changed, or written by another version ({error}); "
+                "use --overwrite"
             ) from error
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:

@@ -21,7 +21,6 @@ from lhkernels.training.models import VGG, initialise
 EVALUATION_BATCH = 500
 # Reading the loss makes a GPU wait; on a CPU it costs nothing.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 16}
-
 STATEFUL = ("model", "optimizer", "scheduler", "scaler")
 
 Record = dict[str, Any]
@@ -69,7 +68,8 @@ class Run:
             **self.key._asdict(), "epoch": epoch, "train_loss": None, "test_loss": None,
             "test_error": None, "lr": lr, "seconds": round(seconds, 4),
         }  # fmt: skip
-        if math.isfinite(train_loss) and self._weights_are_finite():
+        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()])
+        if math.isfinite(train_loss) and bool(largest.isfinite().all()):
             record["train_loss"] = train_loss
             held_out = self.data.validation_labels is not None
             if held_out:
@@ -146,10 +146,6 @@ class Run:
     def _autocast(self) -> torch.autocast:
         dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.config.amp)
-
-    def _weights_are_finite(self) -> bool:
-        norms = [p.detach().abs().max() for p in self.model.parameters()]
-        return bool(torch.stack(norms).isfinite().all())
 
     @property
     def diverged(self) -> bool:

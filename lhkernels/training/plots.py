@@ -32,22 +32,21 @@ def draw_curves(config: TrainConfig, histories: Histories) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    along = "epoch" if len(config.init_scales) == 1 else "init_scale"
+    several = len(config.init_scales) > 1
+    along = "init_scale" if several else "epoch"
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
         loss_axes, error_axes = figure.subplots(1, 2)
-        loss_axes.set_title("train loss", loc="left", fontsize=11)
-        error_axes.set_title("test error [%]", loc="left", fontsize=11)
         for optimizer in config.optimizers:
             mine = [history for key, history in histories.items() if key.optimizer == optimizer]
-            shown = mine if along == "epoch" else [history[-1:] for history in mine]
-            records = [record for history in shown for record in history]
+            records = [r for history in mine for r in (history[-1:] if several else history)]
             text = label(config, mine, optimizer)
             draw_band(loss_axes, spread(records, "train_loss", 1, along), optimizer, text)
             draw_band(error_axes, spread(records, "test_error", 100, along), optimizer, text)
-        for axes in (loss_axes, error_axes):
+        for axes, name in ((loss_axes, "train loss"), (error_axes, "test error [%]")):
+            axes.set_title(name, loc="left", fontsize=11)
             axes.grid(alpha=0.3)
-            set_places(axes, config)
+            set_places(axes, config.init_scales)
         set_logarithmic(loss_axes)
         error_axes.set_ylim(bottom=0)
         handles, texts = loss_axes.get_legend_handles_labels()
@@ -59,18 +58,16 @@ def draw_curves(config: TrainConfig, histories: Histories) -> bytes:
     return content.getvalue()
 
 
-def set_places(axes, config: TrainConfig) -> None:
+def set_places(axes, scales: tuple[float, ...]) -> None:
     """The horizontal axis: epochs, or several initial scales."""
     from matplotlib.ticker import MaxNLocator
 
-    if len(config.init_scales) == 1:
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return
-    axes.set_xlabel("initial weights x")
-    axes.set_xscale("log")
-    axes.set_xticks(config.init_scales, [f"{scale:g}" for scale in config.init_scales])
-    axes.set_xticks([], minor=True)
+    axes.set_xlabel("epoch" if len(scales) == 1 else "initial weights x")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(scales) > 1:
+        axes.set_xscale("log")
+        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axes.set_xticks([], minor=True)
 
 
 def set_logarithmic(axes) -> None:

@@ -19,6 +19,8 @@ from lhkernels.training.folder import RunFolder
 from lhkernels.training.loop import Run, build_model, check_packages, has_diverged, pick_device
 from lhkernels.training.report import Histories, make_report
 
+MOVABLE = ("epochs", "data_dir")  # what a resumed run may have otherwise
+
 
 class Observer:
     """Is told how a training goes; the base class takes no notice."""
@@ -149,10 +151,8 @@ class Trainer:
 
 
 def check_memory(config: TrainConfig, data: ImageData, device: torch.device) -> None:
-    """Ask for all weights, gradients and momenta in one piece, which the system refuses at once.
-
-    In small pieces it grants more than it has, and ends the process when they are filled.
-    """
+    """Ask for all weights, gradients and momenta in one piece, which the system refuses at once; in
+    small pieces it grants more than it has, and ends the process when they are filled."""
     with torch.device("meta"):  # no memory yet
         model = build_model(config, data, seed=0)
     numbers = 3 * len(config.optimizers) * sum(p.numel() for p in model.parameters())
@@ -174,19 +174,9 @@ def enough_memory() -> Iterator[None]:
 
 
 def resumed_config(folder: RunFolder, options: Mapping[str, Any]) -> TrainConfig:
-    """The options of the run in ``folder``, of which ``options`` may repeat any.
-
-    They may change only the number of epochs, upwards, and the place of the data.
-    """
-    if not folder.holds_run():
-        raise TrainingError(f"--resume: there is no run in --out {folder.path}; leave out --resume")
-    try:
-        stored = TrainConfig(**folder.read_report()["config"])
-    except (KeyError, TypeError, ConfigError) as error:
-        raise TrainingError(
-            f"{folder.report}: was changed, or written by another version ({error}); "
-            "use --overwrite"
-        ) from error
+    """The options of the run in ``folder``, of which ``options`` may repeat any, and change the
+    number of epochs, upwards, and the place of the data."""
+    stored = folder.stored_config()
     # lr last: its default follows from other options, which are the ones to name if they differ.
     for name in sorted(options, key=lambda name: name == "lr"):
         old, new = getattr(stored, name), options[name]
@@ -194,8 +184,7 @@ def resumed_config(folder: RunFolder, options: Mapping[str, Any]) -> TrainConfig
             new = {**old, **(new if isinstance(new, Mapping) else dict.fromkeys(old, new))}
         if name == "epochs" and new < old:
             raise ConfigError(name, new, f"the run to resume has {old}; epochs may only grow")
-        if name not in ("epochs", "data_dir") and new != old:
+        if name not in MOVABLE and new != old:
             remedy = f"the run to resume has {shown(old)}; give that, or another --out"
             raise ConfigError(name, new, remedy)
-    movable = {name: options[name] for name in ("epochs", "data_dir") if name in options}
-    return replace(stored, **movable)
+    return replace(stored, **{name: options[name] for name in MOVABLE if name in options})
