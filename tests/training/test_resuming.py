@@ -54,22 +54,19 @@ def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(tmp_path, interrup
             assert_same_state(checkpoint(parts, name, seed), checkpoint(whole, name, seed))
 
 
-def test_resuming_with_more_epochs_is_the_longer_run(tmp_path, out):
-    train(small(epochs=3), tmp_path / "long")
-    train(small(epochs=3), out, resume=True)
-    assert metrics(tmp_path / "long") == metrics(out)
+def test_resuming_with_more_epochs_is_the_longer_run(tmp_path):
+    long, grown = tmp_path / "long", tmp_path / "grown"
+    scales = {"init_scale": (0.1, 1.0)}
+    train(small(epochs=3, **scales), long)
+    train(small(epochs=1, **scales), grown)
+    with pytest.raises(TrainingError, match=r"--init-scale 0.1: the run to resume has 0.1,1.0"):
+        train(small(init_scale=0.1), grown, resume=True)
+    train(small(epochs=3, **scales), grown, resume=True)
+    assert metrics(long) == metrics(grown)
     for name in ("sgd", "sa-sgd"):
-        assert_same_state(checkpoint(tmp_path / "long", name), checkpoint(out, name))
-
-
-def test_several_scales_go_on_where_they_stopped(tmp_path):
-    scales = small(init_scale=(0.1, 10.0))
-    train(scales, tmp_path / "whole")
-    train(small(init_scale=(0.1, 10.0), epochs=1), tmp_path / "parts")
-    with pytest.raises(TrainingError, match=r"--init-scale 0.1: the run to resume has 0.1,10.0"):
-        train(small(init_scale=0.1), tmp_path / "parts", resume=True)
-    train(scales, tmp_path / "parts", resume=True)
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+        for scale in ("", "-scale0.1"):
+            a, b = (checkpoint(out, name, scale=scale) for out in (long, grown))
+            assert_same_state(a, b)
 
 
 def test_resuming_a_finished_run_trains_nothing_and_mends_the_metrics(out, monkeypatch):

@@ -148,16 +148,15 @@ def test_bfloat16_autocast_on_the_cpu(tmp_path):
     assert all(w.dtype != torch.bfloat16 for w in weights.values())
 
 
-def test_scale_reference_reaches_the_optimizer():
-    data = load(small())
-    scales = {}
-    for reference in ("output", "initial"):
-        run = Run(small(scale_reference=reference), RunKey(1.0, 0, "sa-sgd"), data, CPU)
-        run.run_epoch()
-        assert run.optimizer.param_groups[0]["scale_reference"] == reference
-        scales[reference] = run.optimizer.block_scales()
-    assert len(scales["output"]) == len(list(normalised_weights(run.model))) + 1
-    assert "classifier.weight" in scales["output"]
+@pytest.mark.parametrize("reference", ["output", "initial"])
+def test_scale_reference_reaches_the_optimizer(reference):
+    config = small(scale_reference=reference)
+    run = Run(config, RunKey(1.0, 0, "sa-sgd"), load(config), CPU)
+    run.run_epoch()
+    assert run.optimizer.param_groups[0]["scale_reference"] == reference
+    scales = run.optimizer.block_scales()
+    assert len(scales) == len(normalised_weights(run.model)) + 1
+    assert "classifier.weight" in scales
 
 
 @pytest.mark.parametrize(
