@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, asked without importing their module."""
-    return type(tensor) not in (nn.Parameter, Tensor) and hasattr(tensor, "device_mesh")
+    """Whether it is a DTensor; without their module there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def part_here(tensor: Any) -> Tensor:
@@ -21,15 +23,15 @@ def part_here(tensor: Any) -> Tensor:
     if not is_dtensor(tensor):
         return tensor
     part = tensor._local_tensor  # to_local() makes a new view at every call
-    return part.wait() if hasattr(part, "wait") else part
+    return part if type(part) is Tensor else part.wait()  # of a collective that is under way
 
 
 def part_like(tensor: Any, param: Any) -> Tensor:
-    """The local part of a gradient or buffer, cut as its parameter is (else it is sent around)."""
-    if not is_dtensor(param) or not is_dtensor(tensor):
-        return part_here(tensor)
-    if tensor.placements != param.placements:
-        tensor = tensor.redistribute(placements=param.placements)
+    """The part of a gradient or buffer, cut as its parameter is (else it is sent around)."""
+    if is_dtensor(param) and is_dtensor(tensor):
+        ours, theirs = tensor.placements, param.placements
+        if ours is not theirs and ours != theirs:
+            tensor = tensor.redistribute(placements=theirs)
     return part_here(tensor)
 
 
