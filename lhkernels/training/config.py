@@ -159,7 +159,7 @@ class TrainConfig:
     )  # fmt: skip
     scale_reference: str = choice(
         "output", SCALE_REFERENCES, HOW, "REF",
-        "sa-sgd's scales count from the network's output, or with initial they start with a "
+        "output: sa-sgd's scales count from the network's output; initial: they start with a "
         "geometric mean of one",
     )  # fmt: skip
     momentum: float = number(0.9, "at least 0 and below 1", HOW, "M")

@@ -41,6 +41,7 @@ class RawData:
 class Files(NamedTuple):
     """How one data set comes."""
 
+    title: str
     classes: int
     parts: tuple[tuple[str, ...], ...]  # the names of each part's files; the last is the test's
     read: Callable[..., tuple[Tensor, Tensor]]  # images and labels of one part's files
@@ -58,16 +59,17 @@ def read_fashion_mnist(image_file: Path, label_file: Path) -> tuple[Tensor, Tens
 
 FILES = {
     "fashion-mnist": Files(
-        10, tuple((f"{p}-images-idx3-ubyte", f"{p}-labels-idx1-ubyte") for p in ("train", "t10k")),
+        "Fashion-MNIST", 10,
+        tuple((f"{p}-images-idx3-ubyte", f"{p}-labels-idx1-ubyte") for p in ("train", "t10k")),
         read_fashion_mnist, ("", "FashionMNIST/raw"), FASHION_MNIST_REMEDY,
     ),
     "cifar10": Files(
-        10, (*((f"data_batch_{i}",) for i in range(1, 6)), ("test_batch",)),
+        "cifar10", 10, (*((f"data_batch_{i}",) for i in range(1, 6)), ("test_batch",)),
         partial(read_cifar, label_key="labels", label_bytes=1),
         ("", "cifar-10-batches-py", "cifar-10-batches-bin"), CIFAR_REMEDY,
     ),
     "cifar100": Files(
-        100, (("train",), ("test",)),
+        "cifar100", 100, (("train",), ("test",)),
         partial(read_cifar, label_key="fine_labels", label_bytes=2),
         ("", "cifar-100-python", "cifar-100-binary"), CIFAR_REMEDY,
     ),
@@ -84,7 +86,7 @@ def load_raw(name: str, data_dir: str | None) -> RawData:
     if name == "fashion-mnist" and not data_dir:
         roots.append(FASHION_MNIST_SYSTEM)
     known = FILES[name]
-    found = find_files(name, [root / below for root in roots for below in known.folders])
+    found = find_files(known, [root / below for root in roots for below in known.folders])
     *train, test = (read_part(known, [found[file] for file in part]) for part in known.parts)
     train_images, train_labels = (torch.cat(tensors) for tensors in zip(*train, strict=True))
     return RawData(train_images, train_labels, *test, known.classes)
@@ -104,9 +106,9 @@ def digits() -> RawData:
     return RawData(train.byte()[:, None], train_labels, test.byte()[:, None], test_labels, 10)
 
 
-def find_files(name: str, folders: list[Path]) -> dict[str, Path]:
+def find_files(known: Files, folders: list[Path]) -> dict[str, Path]:
     """The files, plain or .gz, of the first layout that is found in the first of the folders."""
-    names = [file for part in FILES[name].parts for file in part]
+    names = [file for part in known.parts for file in part]
     for folder, suffix in product(folders, ("", ".bin")):  # .bin: CIFAR's binary version
         found = {
             file: path
@@ -117,9 +119,9 @@ def find_files(name: str, folders: list[Path]) -> dict[str, Path]:
         if not missing:
             return found
         if found:
-            raise DataError(f"{name}: {folder} lacks {', '.join(missing)}; {FILES[name].remedy}")
+            raise DataError(f"{known.title}: {folder} lacks {', '.join(missing)}; {known.remedy}")
     looked = f"not found in {', '.join(map(str, folders))}" if folders else "no folder is named"
-    raise DataError(f"{name}: {looked}; {FILES[name].remedy}")
+    raise DataError(f"{known.title}: {looked}; {known.remedy}")
 
 
 def read_part(known: Files, files: list[Path]) -> tuple[Tensor, Tensor]:

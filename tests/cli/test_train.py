@@ -111,7 +111,7 @@ def test_options_reach_the_configuration():
         ("--data mnist", "--data mnist: choose from digits"),
         ("--resume", "--resume: there is no run in --out runs"),
         ("--data cifar10 --data-dir nowhere", "cifar10: not found in nowhere"),
-        ("--data fashion-mnist --data-dir nowhere", "fashion-mnist: not found in nowhere"),
+        ("--data fashion-mnist --data-dir nowhere", "Fashion-MNIST: not found in nowhere"),
         (f"--out {'x' * 300}", f"--out {'x' * 300}: can not be written (File name too long)"),
         (f"--resume --out {'x' * 300}", "--resume: there is no run in --out xxx"),
     ],
