@@ -103,16 +103,17 @@ class StepSet(ABC):
 
     def divide_scales(self, constant: float | None) -> None:
         """Take ``constant`` as the set's ``scale_constant``."""
-        self.coefficients: Tensor | None = None
-        if self.blocks is not None:
-            self.coefficients = torch.tensor(
-                [
-                    b.coefficient if b.kind == "plain" else b.coefficient / (constant or 1.0)
-                    for b in self.blocks
-                ],
-                dtype=self.norm_dtype,
-                device=self.device,
-            )
+        self.coefficients = self.coefficients_for(constant)
+
+    def coefficients_for(self, constant: float | None) -> Tensor | None:
+        """What squared norms are multiplied with to give ``s_b``, (B,); None for plain SGD."""
+        if self.blocks is None:
+            return None
+        numbers = [
+            b.coefficient if b.kind == "plain" else b.coefficient / (constant or 1.0)
+            for b in self.blocks
+        ]
+        return torch.tensor(numbers, dtype=self.norm_dtype, device=self.device)
 
     @property
     def is_cut(self) -> bool:

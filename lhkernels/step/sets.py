@@ -20,6 +20,7 @@ from lhkernels.step.global_norms import GlobalNorms
 from lhkernels.step.layout import has_own_memory
 from lhkernels.step.members import Kept, Members, Part, check, gather, sort
 from lhkernels.step.norms import warn_of_unseen_write
+from lhkernels.step.torch_ops import ReferenceSet
 
 
 @dataclass(slots=True)
@@ -79,20 +80,18 @@ class Work:
         """A step with lr 0, of weights that may be anything yet: their buffers alone.
 
         torch.distributed.checkpoint takes one to make the state that it then loads, maybe before
-        it loads the weights.
+        it loads the weights. Of these, no more than one has a copy at a time.
         """
-        copies = type(self.set)(
-            [param.clone() for param in self.set.params],
-            self.set.blocks,
-            momentum_dtype=self.set.momentum_dtype,
-            scale_constant=self.scale_constant,
-        )
-        scales = copies.scales()
-        if scales is not None:
-            if self.sq_norms is not None and copies.coefficients is not None:
-                scales = copies.coefficients * self.sq_norms
-            scales = scales.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return copies.step(self.grads, self.buffers, self.h, given._replace(scales=scales))
+        coefficients = self.set.coefficients_for(self.scale_constant)
+        scales: Sequence[Tensor | None] = [None] * len(self.grads)
+        if coefficients is not None:
+            sound = (coefficients * self.norms()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            scales = sound.to(reference.norm_dtype(self.set.params[0].dtype)).split(1)
+        buffers: list[Tensor | None] = []
+        for param, grad, old, s in zip(self.set.params, self.grads, self.buffers, scales):
+            one = ReferenceSet([param.clone()], None, momentum_dtype=self.set.momentum_dtype)
+            buffers += one.step([grad], [old], self.h, given._replace(scales=s))
+        return buffers
 
 
 class StepSets:
