@@ -2,7 +2,7 @@
 
 import torch
 
-from lhkernels.benchmarks import environment
+from lhkernels import environment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -121,7 +121,7 @@ def choose_out(p: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
     """The results' folder, made; an error if there is no GPU to name it after."""
     import torch
 
-    from lhkernels.benchmarks.environment import machine
+    from lhkernels.environment import machine
 
     if args.out is None and args.summary:
         p.error("--summary needs --out, the folder of the results")

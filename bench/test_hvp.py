@@ -6,19 +6,19 @@ The larger blocks, peak memory and speed-ups in alternation: ``python -m lhkerne
 import pytest
 import torch
 
-from lhkernels.benchmarks import hvp, hvp_peers
-from lhkernels.benchmarks.hvp_cases import CASES
+from bench import hvp, peers
+from bench.blocks import CASES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("case", ["conv64", "conv1d"])
-@pytest.mark.parametrize("contender", hvp_peers.contenders())
+@pytest.mark.parametrize("contender", peers.contenders())
 def test_hvp(benchmark, case, contender):
     with hvp.full_precision():
-        problem = hvp_peers.problem(CASES[case], DEVICE)
+        problem = peers.problem(CASES[case], DEVICE)
         columns = CASES[case].vectors(problem.point.numel(), DEVICE)
-        make = hvp_peers.contenders()[contender]
+        make = peers.contenders()[contender]
         error = hvp.distance(make(problem)(columns), hvp.float64_product(CASES[case], columns))
         assert error < 1e-4
 

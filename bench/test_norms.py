@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from bench.shapes import MODELS
+from bench.step import random_tensors
 from lhkernels import _extension, ops
-from lhkernels.benchmarks.shapes import MODELS
-from lhkernels.benchmarks.step import random_tensors
 
 CPU = torch.device("cpu")  # on a GPU the step's kernel makes them itself
 

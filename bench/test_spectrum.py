@@ -8,8 +8,8 @@ eigenvalue, ``W1`` the mean distance of the quantiles (Wasserstein-1) relative t
 import pytest
 import torch
 
-from lhkernels.benchmarks import hvp_peers
-from lhkernels.benchmarks.hvp_cases import Case
+from bench import peers
+from bench.blocks import Case
 from lhkernels.hessian import LocalHessian, spectrum
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def of_ours(method, **options):
 
 def dense_eigvalsh(problem):
     dim = problem.point.numel()
-    H = hvp_peers.vmap_jvp_vjp(problem)(torch.eye(dim))
+    H = peers.vmap_jvp_vjp(problem)(torch.eye(dim))
     return torch.linalg.eigvalsh(H), torch.full((dim,), 1 / dim)
 
 
@@ -52,7 +52,7 @@ def arpack(operator):
 def double_backward_operator(problem):
     from scipy.sparse.linalg import LinearOperator
 
-    dim, product = problem.point.numel(), hvp_peers.double_backward(problem)
+    dim, product = problem.point.numel(), peers.double_backward(problem)
 
     def multiply(v):
         return product(torch.from_numpy(v.reshape(dim, 1)))[:, 0].numpy()
@@ -77,9 +77,9 @@ IMPOSSIBLE = {("conv", "eigvalsh(X^T X)"), ("linear", "eigvalsh(dense by vmap)")
 @pytest.fixture(scope="module")
 def eigenvalues():
     """In float64, by case: of the dense matrix, or of X^T X for a linear layer."""
-    conv = hvp_peers.problem(CASES["conv"], CPU, torch.float64)
+    conv = peers.problem(CASES["conv"], CPU, torch.float64)
     dense = LocalHessian(conv.module, conv.inputs, form="autograd").dense()
-    linear = hvp_peers.problem(CASES["linear"], CPU, torch.float64)
+    linear = peers.problem(CASES["linear"], CPU, torch.float64)
     grams = {"conv": dense, "linear": linear.inputs.T @ linear.inputs}
     return {case: torch.linalg.eigvalsh(matrix) for case, matrix in grams.items()}
 
@@ -99,7 +99,7 @@ def wasserstein(values, weights, true):
 def test_spectrum(benchmark, case, contender, eigenvalues):
     if (case, contender) in IMPOSSIBLE:
         pytest.skip("no such structure" if case == "conv" else "39 GB")
-    problem = hvp_peers.problem(CASES[case], CPU)
+    problem = peers.problem(CASES[case], CPU)
     true = eigenvalues[case]
     values, weights = CONTENDERS[contender](problem)
     error = float(abs(values.max() - true[-1]) / true[-1])

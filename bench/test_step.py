@@ -7,8 +7,8 @@ and is where ratios are to be taken from.
 import pytest
 import torch
 
-from lhkernels.benchmarks.shapes import MODELS
-from lhkernels.benchmarks.step import contenders, prepare, timed
+from bench.shapes import MODELS
+from bench.step import contenders, prepare, timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

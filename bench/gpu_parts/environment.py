@@ -22,7 +22,7 @@ QUERY = (
 
 def describe(dry_run: bool) -> dict[str, Any]:
     """The environment, ready for JSON; reading changes no setting."""
-    from lhkernels.benchmarks import environment
+    from lhkernels import environment
 
     device = torch.device("cpu" if dry_run else "cuda")
     found: dict[str, Any] = {**environment.describe(device), "dry run": dry_run}

@@ -97,7 +97,7 @@ def asm(context: Context) -> None:
 
 def step(context: Context) -> None:
     """Step times beside torch's and other peers'; the 1 B and 7 B models in bfloat16."""
-    from lhkernels.cli.bench_step import CPU_MODELS, LARGE_MODELS
+    from bench.shapes import CPU_MODELS, LARGE_MODELS
 
     groups = ["vgg13"] if context.dry_run else [",".join(CPU_MODELS), *LARGE_MODELS]
     small = ["--seconds", "0.1", "--contenders", "torch fused;lhkernels"]
@@ -115,7 +115,7 @@ def step(context: Context) -> None:
 
 def hvp(context: Context) -> None:
     """Batched Hessian-vector products beside the usual ways."""
-    from lhkernels.benchmarks.hvp_cases import CASES
+    from bench.blocks import CASES
 
     small = ["--seconds", "0.01", "--cases", next(iter(CASES)), "--no-memory"]
     small += ["--contenders", "lhkernels"]

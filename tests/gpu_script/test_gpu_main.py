@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from gpu_parts import predictions, registry, summary
 
 ROOT = Path(__file__).parents[2]

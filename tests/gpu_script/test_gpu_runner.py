@@ -5,6 +5,7 @@ import sys
 import tarfile
 
 import pytest
+
 from gpu_parts import runner
 from gpu_parts.runner import Failed, Part, Unavailable
 

@@ -1,6 +1,7 @@
 """What ncu and compute-sanitizer print is read rightly, refusals and nonsense too."""
 
 import pytest
+
 from gpu_parts import ncu, sanitizer
 from gpu_parts.runner import Failed, Unavailable
 

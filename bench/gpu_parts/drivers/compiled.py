@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import lhkernels as lh
+from bench.shapes import MODELS
 from gpu_parts.drivers.common import Job, largest_difference, parameters
-from lhkernels.benchmarks.shapes import MODELS
 
 OPTIONS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}
 STEPS = 6

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import lhkernels as lh
+from bench.shapes import MODELS
 from gpu_parts.drivers.common import OPTIMIZERS, OPTIONS, OURS, Job, parameters
-from lhkernels.benchmarks.shapes import MODELS
 
 NAMES = {
     **OPTIMIZERS,

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.shapes import MODELS
+from bench.timing import measure_copy
 from gpu_parts.drivers.common import FUSED, OPTIMIZERS, OPTIONS, OURS, Job, parameters
-from lhkernels.benchmarks.shapes import MODELS
-from lhkernels.benchmarks.step import measure_copy
 
 Step = Callable[[], Any]
 

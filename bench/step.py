@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import lhkernels as lh
-from lhkernels.benchmarks.shapes import MODELS, Shape
-from lhkernels.benchmarks.traffic import bytes_per_element
+from bench.shapes import MODELS, Shape
+from bench.timing import measure_copy, wait
+from bench.traffic import bytes_per_element
 
 BASELINE = "torch fused"
 OURS = "lhkernels"
@@ -176,25 +177,11 @@ def random_tensors(
 
 def timed(opt: torch.optim.Optimizer, device: torch.device) -> float:
     """Seconds of one step, from an idle device to an idle device."""
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     opt.step()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start
-
-
-def measure_copy(device: torch.device, mib: int = 256) -> float:
-    """GB/s (bytes read and written) of ``dst.copy_(src)``: the best of 20."""
-    src = torch.ones(mib * 2**18, device=device)
-    dst = torch.empty_like(src)
-    best = math.inf
-    for _ in range(20):
-        _wait(device)
-        start = time.perf_counter()
-        dst.copy_(src)
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * src.nbytes / best / 1e9
 
 
 def count_launches(opt: torch.optim.Optimizer) -> int:
@@ -213,11 +200,6 @@ def count_launches(opt: torch.optim.Optimizer) -> int:
 def as_rows(results: list[Result]) -> list[dict[str, Any]]:
     """Ready for JSON."""
     return [asdict(result) for result in results]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _import(name: str) -> Any:

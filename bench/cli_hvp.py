@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lhkernels.benchmarks.hvp_cases import CASES
-from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
+from bench.blocks import CASES
+from bench.cli_options import add_common, chosen, device_of, finish, warn_if_busy
 
 
 def add_kind(kinds: Any) -> None:
@@ -30,11 +30,11 @@ def add_kind(kinds: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time, and print a table or JSON."""
-    from lhkernels.benchmarks import hvp, hvp_peers
+    from bench import hvp, peers
 
     device = device_of(args)
     keys = chosen("--cases", args.cases, CASES, ",") or list(CASES)
-    known = {**hvp_peers.contenders(), **hvp_peers.EXTRA}
+    known = {**peers.contenders(), **peers.EXTRA}
     names = chosen("--contenders", args.contenders, known, ";")
     warn_if_busy()
     results = []

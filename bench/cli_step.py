@@ -6,12 +6,9 @@ import argparse
 import sys
 from typing import Any
 
-from lhkernels.benchmarks.shapes import MODELS
-from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
+from bench.cli_options import add_common, chosen, device_of, finish, warn_if_busy
+from bench.shapes import CPU_MODELS, LARGE_MODELS, MODELS
 from lhkernels.cli.errors import CommandError
-
-CPU_MODELS = ("vgg13", "resnet50", "vit-b16", "gpt2-small")
-LARGE_MODELS = ("transformer-1b", "transformer-7b")  # on a GPU, in bfloat16
 
 
 def add_kind(kinds: Any) -> None:
@@ -35,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Time, and print a table or JSON."""
     import torch
 
-    from lhkernels.benchmarks import step
+    from bench import step
     from lhkernels.step import fused_backend
 
     device = device_of(args)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lhkernels.benchmarks import hvp_peers, step
-from lhkernels.benchmarks.scaling import FITTED, curves, fit
+from bench import peers, step
+from bench.scaling import FITTED, curves, fit
 
 # Colour (light enough or dark enough to differ in grey), marker, dashes; ours is the thick one.
 OURS_STYLE = ("#c1440e", "s", "-")
@@ -133,9 +133,7 @@ def draw_roofline(report: dict[str, Any], folder: Path) -> list[Path]:
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str, Any]]:
     """A colour, a marker and dashes for each name; ours always the same."""
     others = iter(STYLES * (1 + len(names) // len(STYLES)))
-    return {
-        name: OURS_STYLE if name in (step.OURS, hvp_peers.OURS) else next(others) for name in names
-    }
+    return {name: OURS_STYLE if name in (step.OURS, peers.OURS) else next(others) for name in names}
 
 
 def save(figure: Any, path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lhkernels.cli.bench_options import RESULTS
+from bench.cli_options import RESULTS
 from lhkernels.cli.errors import CommandError, writing
 
 
@@ -35,7 +35,7 @@ def add_kind(kinds: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print, write or check; status 1 if a file is stale."""
-    from lhkernels.benchmarks.report import ReportError
+    from bench.report import ReportError
 
     results = Path(args.results)
     if not results.is_dir():
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def updated(files: list[str], results: Path) -> list[tuple[Path, int, str | None]]:
     """(file, tables in it, its new text if that differs) for all files that have a table."""
-    from lhkernels.benchmarks.report import OPENING, ReportError, filled
+    from bench.report import OPENING, ReportError, filled
 
     named = [Path(file) for file in files]
     found = []
@@ -92,7 +92,7 @@ def updated(files: list[str], results: Path) -> list[tuple[Path, int, str | None
 
 def show(results: Path, machine: str | None, *, as_json: bool) -> None:
     """All tables there are results for."""
-    from lhkernels.benchmarks import report
+    from bench import report
 
     tables = [
         {"table": table, "machine": name, "markdown": report.render(table, results, name, Path())}
@@ -110,7 +110,7 @@ def show(results: Path, machine: str | None, *, as_json: bool) -> None:
 
 def draw(results: Path, machine: str | None, folder: Path) -> None:
     """The roofline and the growth of cost, of the one machine that is named or has them."""
-    from lhkernels.benchmarks import plots, report
+    from bench import plots, report
 
     drawn = []
     for file in ("step.json", "scaling.json"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, linearize, vjp, vmap
 
-from lhkernels.benchmarks.hvp_cases import Case
+from bench.blocks import Case
 
 OURS = "lhkernels"
 

@@ -45,7 +45,7 @@ def device_of(args: argparse.Namespace) -> Any:
 
 def kept(args: argparse.Namespace, device: Any) -> Path:
     """The file that ``--save`` writes."""
-    from lhkernels.benchmarks import environment
+    from lhkernels import environment
 
     return Path(args.save) / environment.machine(device) / f"{args.kind}.json"
 
@@ -68,9 +68,9 @@ def _device_of(args: argparse.Namespace) -> Any:
 
 def warn_if_busy() -> None:
     """Say on stderr that something else is running, which spoils every time."""
-    from lhkernels.benchmarks import environment
+    from bench import timing
 
-    busy = environment.busy_cores()
+    busy = timing.busy_cores()
     if busy is not None and busy > 0.2:
         print(f"warning: {busy:.1f} cores are busy with something else", file=sys.stderr)
 
@@ -93,7 +93,7 @@ def finish(
     args: argparse.Namespace, device: Any, results: list[dict[str, Any]], **extra: Any
 ) -> None:
     """Print and save the results with their environment, as asked."""
-    from lhkernels.benchmarks import environment
+    from lhkernels import environment
 
     report = {"environment": environment.describe(device), **extra, "results": results}
     if args.save is not None:

@@ -75,3 +75,6 @@ MODELS: dict[str, Callable[[], list[Shape]]] = {
     "transformer-1b": transformer_1b,
     "transformer-7b": transformer_7b,
 }
+
+CPU_MODELS = ("vgg13", "resnet50", "vit-b16", "gpt2-small")
+LARGE_MODELS = ("transformer-1b", "transformer-7b")  # on a GPU, in bfloat16

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from lhkernels.benchmarks import scaling, step
-from lhkernels.benchmarks.shapes import MODELS
+from bench import scaling, step
+from bench.shapes import MODELS
 from lhkernels.cli import main
 
 

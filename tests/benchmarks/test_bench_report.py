@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lhkernels.benchmarks import report
+from bench import report
 
 ENVIRONMENT = {"device": "abacus", "threads": 3, "torch": "9.9", "date": "2030-01-02T03:04:05"}
 

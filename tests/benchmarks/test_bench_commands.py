@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lhkernels import _extension
-from lhkernels.benchmarks import environment, hvp_cases, hvp_peers, scaling, step
+from bench import blocks, peers, scaling, step, timing
+from lhkernels import _extension, environment
 from lhkernels.cli import errors, main
 
-TINY = hvp_cases.Case("conv2d", 3, 4, 5, 4, 2)
+TINY = blocks.Case("conv2d", 3, 4, 5, 4, 2)
 NAMES = "lhkernels;double backward"
 needs_extension = pytest.mark.skipif(
     _extension.reason() is not None, reason=f"no C++ extension: {_extension.reason()}"
@@ -20,8 +20,8 @@ needs_extension = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(hvp_cases.CASES, "conv64", TINY)
-    monkeypatch.setattr(environment, "busy_cores", lambda: 1.0)
+    monkeypatch.setitem(blocks.CASES, "conv64", TINY)
+    monkeypatch.setattr(timing, "busy_cores", lambda: 1.0)
     monkeypatch.setattr(environment, "machine", lambda device: "here")
     monkeypatch.setattr(scaling, "ELEMENTS_OF_TENSORS", 4000)
     monkeypatch.setattr(step, "measure_copy", lambda device: 10.0)
@@ -170,5 +170,5 @@ def test_broken_results_are_told(content, tmp_path, capsys):
 
 
 def test_unknown_peers_are_told_apart():
-    assert not any(map(hvp_peers.is_peer, [hvp_peers.OURS, "lhkernels, gram"]))
-    assert all(map(hvp_peers.is_peer, hvp_peers.PEERS))
+    assert not any(map(peers.is_peer, [peers.OURS, "lhkernels, gram"]))
+    assert all(map(peers.is_peer, peers.PEERS))

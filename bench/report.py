@@ -132,7 +132,7 @@ def hvp_all_table(results: Rows) -> list[str]:
 
 def slopes_table(results: Rows) -> list[str]:
     """Fitted exponents of the upper end of each curve."""
-    from lhkernels.benchmarks.scaling import slopes
+    from bench.scaling import slopes
 
     lines = _header(["time grows as x to the power", "x", "contenders"])
     axes = {

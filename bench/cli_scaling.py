@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lhkernels.cli.bench_options import add_common, chosen, device_of, finish, warn_if_busy
+from bench.cli_options import add_common, chosen, device_of, finish, warn_if_busy
 from lhkernels.cli.errors import CommandError, check_writable, writing
 
 KINDS = ("step-tensors", "hvp-columns", "hvp-batch", "step-elements")  # the largest last
@@ -41,7 +41,8 @@ def add_kind(kinds: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time, and print tables or JSON."""
-    from lhkernels.benchmarks import environment, plots, scaling
+    from bench import plots, scaling
+    from lhkernels import environment
 
     device = device_of(args)
     if not 1000 <= args.max_elements < math.inf:

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from lhkernels.benchmarks import hvp, hvp_peers, step
-from lhkernels.benchmarks.hvp_cases import Case
-from lhkernels.benchmarks.shapes import Shape
+from bench import hvp, peers, step
+from bench.blocks import Case
+from bench.shapes import Shape
 
 STEP_NAMES = (step.BASELINE, step.OURS, "torch foreach", "torch loop")
-HVP_NAMES = (hvp_peers.OURS, "double backward", "jvp + vjp loop", "vmap(jvp + vjp)")
+HVP_NAMES = (peers.OURS, "double backward", "jvp + vjp loop", "vmap(jvp + vjp)")
 
 TENSORS = (1, 10, 100, 1_000, 10_000)
 ELEMENTS_OF_TENSORS = 10_000_000
@@ -210,7 +210,7 @@ def _step(
 
 
 def _hvp(kind: str, x: int, case: Case, device: torch.device, seconds: float) -> list[Point]:
-    chosen = {name: hvp_peers.contenders()[name] for name in HVP_NAMES}
+    chosen = {name: peers.contenders()[name] for name in HVP_NAMES}
     rows = hvp.compare(
         kind, case, chosen, device=device, seconds=seconds, peaks={}, reference=False
     )

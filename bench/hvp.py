@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lhkernels.benchmarks import hvp_peers, memory
-from lhkernels.benchmarks.hvp_cases import CASES, Case
-from lhkernels.benchmarks.hvp_peers import Contender, Problem, contenders, is_peer
+from bench import memory, peers
+from bench.blocks import CASES, Case
+from bench.peers import Contender, Problem, contenders, is_peer
+from bench.timing import wait
 
 LEAST_ROUNDS = 3
 Times = list[tuple[float, float]]  # per round: seconds with the one-time part, without
@@ -70,7 +71,7 @@ def run(
     measure_memory: bool = True,
 ) -> Iterator[list[Result]]:
     """Time every case's contenders for about ``seconds``; yields a case's rows."""
-    known = {**contenders(), **hvp_peers.EXTRA}
+    known = {**contenders(), **peers.EXTRA}
     chosen = {name: known[name] for name in names or contenders()}
     peaks: dict[str, list[int | None]] = {}
     if measure_memory and device.type == "cpu":
@@ -111,7 +112,7 @@ def compare(
         reference: whether the results are held against a float64 product.
     """
     with full_precision():
-        problem = hvp_peers.problem(case, device)
+        problem = peers.problem(case, device)
         columns = case.vectors(problem.point.numel(), device)
         true = float64_product(case, columns) if reference else None
         found = dict(peaks or {})
@@ -158,14 +159,14 @@ def compare(
 def timed(make: Contender, problem: Problem, columns: Tensor) -> tuple[float, float]:
     """Seconds of a fresh operator with one product, and of one more product."""
     device = columns.device
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     product = make(problem)
     product(columns)
-    _wait(device)
+    wait(device)
     middle = time.perf_counter()
     product(columns)
-    _wait(device)
+    wait(device)
     return middle - start, time.perf_counter() - middle
 
 
@@ -194,8 +195,8 @@ def best_peer(times: Mapping[str, Times], kind: int) -> str | None:
 
 def float64_product(case: Case, columns: Tensor) -> Tensor:
     """``H V`` by double backward in float64."""
-    problem = hvp_peers.problem(case, columns.device, torch.float64)
-    return hvp_peers.double_backward(problem)(columns.double())
+    problem = peers.problem(case, columns.device, torch.float64)
+    return peers.double_backward(problem)(columns.double())
 
 
 def distance(product: Tensor, true: Tensor) -> float:
@@ -235,11 +236,6 @@ def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _rounds(times: Mapping[str, Times]) -> int:
     return min(map(len, times.values()), default=0)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _run_once(make: Any, problem: Any, columns: Tensor) -> None:

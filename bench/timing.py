@@ -1,14 +1,33 @@
-"""Whether this machine is quiet enough to time anything."""
+"""Waiting for the device, a copy's rate, and whether this machine is quiet enough for timing."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
 
-from lhkernels.environment import describe, machine
+import torch
 
-__all__ = ["busy_cores", "describe", "machine"]
+
+def wait(device: torch.device) -> None:
+    """Until ``device`` is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_copy(device: torch.device, mib: int = 256) -> float:
+    """GB/s (bytes read and written) of ``dst.copy_(src)``: the best of 20."""
+    src = torch.ones(mib * 2**18, device=device)
+    dst = torch.empty_like(src)
+    best = math.inf
+    for _ in range(20):
+        wait(device)
+        start = time.perf_counter()
+        dst.copy_(src)
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * src.nbytes / best / 1e9
 
 
 def busy_cores(seconds: float = 0.2) -> float | None:

@@ -4,7 +4,7 @@ On CUDA the caching allocator counts. On a CPU nothing does (convolution librari
 themselves), so a process of its own measures how far its resident set rises: the kernel's
 high-water mark is reset before and read after. Needs Linux's /proc; elsewhere there is no figure.
 
-    python -m lhkernels.benchmarks.memory '{"contender": ..., "cases": [...], "threads": 2}'
+    python -m bench.memory '{"contender": ..., "cases": [...], "threads": 2}'
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lhkernels.benchmarks import hvp_peers
-from lhkernels.benchmarks.hvp_cases import Case
+from bench import peers
+from bench.blocks import Case
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -45,10 +45,10 @@ def cpu_peaks(contender: str, cases: Sequence[Case]) -> list[int | None]:
         "cases": [asdict(case) for case in cases],
         "threads": torch.get_num_threads(),
     }
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-m", "lhkernels.benchmarks.memory", json.dumps(request)],
+        [sys.executable, "-m", "bench.memory", json.dumps(request)],
         env={**os.environ, **MALLOC, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -93,11 +93,11 @@ def _status(field: str) -> int:
 def _serve(request: dict) -> list[int]:
     """The child's work: every case once at a tiny size, which loads code, then as it is."""
     torch.set_num_threads(request["threads"])
-    make = {**hvp_peers.contenders(), **hvp_peers.EXTRA}[request["contender"]]
+    make = {**peers.contenders(), **peers.EXTRA}[request["contender"]]
     peaks = []
     for case in (Case(**fields) for fields in request["cases"]):
         for size in (case.tiny, case):
-            problem = hvp_peers.problem(size, torch.device("cpu"))
+            problem = peers.problem(size, torch.device("cpu"))
             columns = size.vectors(problem.point.numel(), torch.device("cpu"))
             with torch.no_grad():
                 problem.bare(problem.inputs)  # threads and the libraries' own buffers exist
