@@ -36,8 +36,8 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP) ## write docs/api.md from the docstrings, and check all pages and examples
-	$(BIN)/python tools/api_reference.py
+docs: $(VENV)/.docs ## pages and docstrings as a site, docs/_build/html; a dead link fails; examples run
+	$(BIN)/python -m sphinx -E -a -n -W --keep-going -q -c docs . docs/_build/html
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_doctests.py
 
 packages: $(STAMP) ## build wheel and sdist, install each in an environment of its own, take a step there
@@ -54,6 +54,10 @@ bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of c
 	  && $(BIN)/python -m lhkernels bench report --machine $$machine --plots $$out
 	$(BIN)/python -m lhkernels bench report
 
+$(VENV)/.docs: $(STAMP)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[docs]"
+	@touch $@
+
 $(VENV)/.peers: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[bench]"
 	@touch $@
@@ -63,4 +67,4 @@ gpu: ## everything that needs a GPU, in parts (docs/gpu.md); writes bench/result
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) bench/gpu.py $(ARGS)
 
 clean: ## remove .venv, builds and runs
-	rm -rf $(VENV) build dist runs *.egg-info lhkernels/*.so
+	rm -rf $(VENV) build dist docs/_build runs *.egg-info lhkernels/*.so

@@ -31,7 +31,7 @@ from study import Progress, check_environment, make_folder, positive  # noqa: E4
 
 from lhkernels import environment  # noqa: E402
 from lhkernels.training import TrainConfig, TrainingError  # noqa: E402
-from lhkernels.training.study import check_packages  # noqa: E402
+from lhkernels.training.loop import check_packages  # noqa: E402
 from lhkernels.training.sweep import ResultFile, run_all  # noqa: E402
 
 NAMES = {"sgd": "`torch.optim.SGD`", "sa-sgd": "`ScaleAmendedSGD`"}

@@ -28,8 +28,7 @@ from lhkernels import environment  # noqa: E402
 from lhkernels.training import TrainingError  # noqa: E402
 from lhkernels.training.config import DATA, DEVICES, TrainConfig  # noqa: E402
 from lhkernels.training.experiments import PARTS, PRESETS, Cells, Experiments  # noqa: E402
-from lhkernels.training.loop import pick_device  # noqa: E402
-from lhkernels.training.study import check_packages  # noqa: E402
+from lhkernels.training.loop import check_packages, pick_device  # noqa: E402
 from lhkernels.training.sweep import (  # noqa: E402
     Result,
     ResultFile,

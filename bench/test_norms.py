@@ -5,7 +5,8 @@ import torch
 
 from bench.shapes import MODELS
 from bench.step import random_tensors
-from lhkernels import _extension, ops
+from lhkernels import _extension
+from lhkernels.step import cpp as ops
 
 CPU = torch.device("cpu")  # on a GPU the step's kernel makes them itself
 

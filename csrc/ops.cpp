@@ -1,23 +1,13 @@
-// The operators' schemas, and a Python module whose import runs these registrations. The operators'
-// fake implementations are in lhkernels/ops.py.
+// The schemas of the batched products, whose fake implementations are in lhkernels/ops.py, and a
+// Python module whose import runs all registrations (the step's are in sgd_step.cpp).
 #include <Python.h>
 
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include "hvp.h"
-#include "sgd_step.h"
 
 TORCH_LIBRARY(lhkernels, m) {
-  m.def(
-      "sgd_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
-      "Tensor(c!)? sq_norms, Tensor? coefficients, Tensor? scales, *, float lr, float momentum, "
-      "float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, "
-      "Tensor? found_inf, int? seed, Tensor? streams, Tensor? uses_norm, Tensor(d!)? samples, "
-      "Tensor(e!)? unseen) -> ()",
-      {at::Tag::pt2_compliant_tag});
-  m.def("sq_norms(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def("samples(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(
       "patch_gram(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
       "Tensor? mean, int memory_limit) -> Tensor",
@@ -34,12 +24,6 @@ TORCH_LIBRARY(lhkernels, m) {
       "input_hvp(Tensor rows, Tensor weight, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation, int groups, Tensor? scale, Tensor? direction, int memory_limit) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-}
-
-TORCH_LIBRARY_IMPL(lhkernels, CPU, m) {
-  m.impl("sgd_step_", &lhkernels::sgd_step_);
-  m.impl("sq_norms", &lhkernels::sq_norms);
-  m.impl("samples", &lhkernels::samples);
 }
 
 void register_hvp(torch::Library& m) {

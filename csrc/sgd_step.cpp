@@ -1,8 +1,8 @@
 // The fused step on CPU tensors: one pass over every parameter reads W, g and buf, writes W and
-// buf, and sums the squares of the new W, from which the next step's factors come.
-#include "sgd_step.h"
-
+// buf, and sums the squares of the new W, from which the next step's scales come. The operators'
+// schemas stand at the end; lhkernels/step/cpp.py says what their arguments are.
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <array>
 
@@ -40,27 +40,7 @@ struct Trace {
   }
 };
 
-struct Options {
-  double lr;
-  double momentum;
-  double dampening;
-  double weight_decay;
-  double grad_factor;
-  bool nesterov;
-  std::optional<int64_t> seed;
-};
-
-template <typename T>
-Rule<T> rule_of(const Parameter& parameter, const Options& options) {
-  return {
-      static_cast<T>(options.grad_factor),
-      static_cast<T>(options.weight_decay),
-      static_cast<T>(parameter.scale),
-      static_cast<T>(options.momentum),
-      static_cast<T>(1 - options.dampening),
-      static_cast<T>(options.lr),
-      options.nesterov};
-}
+using Seed = std::optional<int64_t>;
 
 uint64_t sample_of(const Operand& weight, const Chunk& chunk) {
   const int64_t n = chunk.end - chunk.begin;
@@ -71,12 +51,13 @@ uint64_t sample_of(const Operand& weight, const Chunk& chunk) {
 
 // Steps the elements of a chunk.
 template <typename T>
-Trace step_chunk(const Parameter& parameter, const Options& options, const Chunk& chunk) {
+Trace step_chunk(
+    const Parameter& parameter, const Rule<double>& rule_of_all, const Seed& seed, const Chunk& chunk) {
   const TileKernels<T>& kernels = tile_kernels<T>();
-  const Rule<T> rule = rule_of<T>(parameter, options);
+  const Rule<T> rule = rule_of_all.with_scale<T>(parameter.scale);
   const auto& [weight, grad, buffer] = parameter.operands;
   const bool rounded = weight.type != c10::CppTypeToScalarType<T>::value;
-  const RandomStream random = random_stream(options.seed.value_or(0), parameter.stream, chunk.index);
+  const RandomStream random = random_stream(seed.value_or(0), parameter.stream, chunk.index);
   alignas(64) std::array<T, kTile> weight_scratch, grad_scratch, buffer_scratch;
   ChunkSample sample(chunk.end - chunk.begin, weight.element_size);
   double sum = 0;
@@ -91,7 +72,7 @@ Trace step_chunk(const Parameter& parameter, const Options& options, const Chunk
       buffer.put(buf, begin, n);
     }
     if (rounded) {
-      if (options.seed.has_value()) {
+      if (seed.has_value()) {
         kernels.store_stochastic(
             weight.at(begin), weight.type, w, n, random, static_cast<uint32_t>(first));
       } else {
@@ -144,6 +125,19 @@ std::vector<uint64_t> samples_of(at::TensorList params, const std::vector<bool>&
   });
 }
 
+at::Tensor sq_norms(at::TensorList params) {
+  check_params(params);
+  const auto weights = read_all(params);
+  const auto sums = chunk_table(params).sum_over_chunks<double>([&](const Chunk& chunk) {
+    const Operand& weight = weights[chunk.tensor];
+    return weight.type == at::kDouble ? sq_norm_of_chunk<double>(weight, chunk)
+                                      : sq_norm_of_chunk<float>(weight, chunk);
+  });
+  at::Tensor result = at::empty({static_cast<int64_t>(sums.size())}, at::kDouble);
+  std::copy(sums.begin(), sums.end(), result.mutable_data_ptr<double>());
+  return result;
+}
+
 // Computes the norms anew of weights that are not as the last step left them. `unseen` gets the first
 // one's position, counted from 1.
 void renew_norms(
@@ -169,7 +163,7 @@ void renew_norms(
 }
 
 // s_b of every parameter; 1 for plain SGD.
-std::vector<double> read_factors(
+std::vector<double> read_scales(
     const std::optional<at::Tensor>& scales,
     const std::optional<at::Tensor>& coefficients,
     const std::optional<at::Tensor>& sq_norms,
@@ -182,12 +176,12 @@ std::vector<double> read_factors(
   }
   TORCH_CHECK_VALUE(
       sq_norms.has_value(), "lhkernels: coefficients without sq_norms; pass both, or scales");
-  auto factors = read_numbers(*coefficients, "coefficients", count);
+  auto result = read_numbers(*coefficients, "coefficients", count);
   const double* norms = sq_norms->const_data_ptr<double>();
   for (const auto b : c10::irange(count)) {
-    factors[b] *= norms[b];
+    result[b] *= norms[b];
   }
-  return factors;
+  return result;
 }
 
 // Which norms to keep; gathering them all costs nothing.
@@ -231,21 +225,6 @@ void bump_versions(at::TensorList tensors) {
   }
 }
 
-}  // namespace
-
-at::Tensor sq_norms(at::TensorList params) {
-  check_params(params);
-  const auto weights = read_all(params);
-  const auto sums = chunk_table(params).sum_over_chunks<double>([&](const Chunk& chunk) {
-    const Operand& weight = weights[chunk.tensor];
-    return weight.type == at::kDouble ? sq_norm_of_chunk<double>(weight, chunk)
-                                      : sq_norm_of_chunk<float>(weight, chunk);
-  });
-  at::Tensor result = at::empty({static_cast<int64_t>(sums.size())}, at::kDouble);
-  std::copy(sums.begin(), sums.end(), result.mutable_data_ptr<double>());
-  return result;
-}
-
 at::Tensor samples(at::TensorList params) {
   check_params(params);
   const auto found = samples_of(params, std::vector<bool>(params.size(), true));
@@ -260,20 +239,20 @@ void sgd_step_(
     at::TensorList momentum_buffers,
     const std::optional<at::Tensor>& sq_norms,
     const std::optional<at::Tensor>& coefficients,
+    const std::optional<at::Tensor>& uses_norm,
+    const std::optional<at::Tensor>& samples,
+    const std::optional<at::Tensor>& unseen,
+    const std::optional<at::Tensor>& streams,
     const std::optional<at::Tensor>& scales,
+    const std::optional<at::Tensor>& grad_scale,
+    const std::optional<at::Tensor>& found_inf,
+    Seed seed,
     double lr,
     double momentum,
     double dampening,
     double weight_decay,
     bool nesterov,
-    bool maximize,
-    const std::optional<at::Tensor>& grad_scale,
-    const std::optional<at::Tensor>& found_inf,
-    std::optional<int64_t> seed,
-    const std::optional<at::Tensor>& streams,
-    const std::optional<at::Tensor>& uses_norm,
-    const std::optional<at::Tensor>& samples,
-    const std::optional<at::Tensor>& unseen) {
+    bool maximize) {
   const size_t count = params.size();
   check_params(params);
   check_companions(params, grads, momentum_buffers, momentum);
@@ -292,9 +271,9 @@ void sgd_step_(
   if (samples.has_value()) {
     renew_norms(params, kept, *samples, *sq_norms, unseen);
   }
-  const auto factors = read_factors(scales, coefficients, sq_norms, count);
-  const Options options{
-      lr, momentum, dampening, weight_decay, (maximize ? -1 : 1) / divisor, nesterov, seed};
+  const auto scale = read_scales(scales, coefficients, sq_norms, count);
+  const Rule<double> rule{
+      (maximize ? -1 : 1) / divisor, weight_decay, 1, momentum, 1 - dampening, lr, nesterov};
 
   bump_versions(params);
   bump_versions(momentum_buffers);
@@ -305,7 +284,7 @@ void sgd_step_(
     const Operand buffer = momentum_buffers.empty() ? Operand{} : writable(momentum_buffers[b]);
     parameters.push_back(
         {{writable(params[b]), read_only(grads[b]), buffer},
-         factors[b],
+         scale[b],
          stream == nullptr ? b : static_cast<uint64_t>(stream[b]),
          samples.has_value() && kept[b]});
   }
@@ -313,12 +292,47 @@ void sgd_step_(
   const bool in_float64 = params[0].scalar_type() == at::kDouble;
   const auto traces = chunk_table(params).sum_over_chunks<Trace>([&](const Chunk& chunk) {
     const Parameter& parameter = parameters[chunk.tensor];
-    return in_float64 ? step_chunk<double>(parameter, options, chunk)
-                      : step_chunk<float>(parameter, options, chunk);
+    return in_float64 ? step_chunk<double>(parameter, rule, seed, chunk)
+                      : step_chunk<float>(parameter, rule, seed, chunk);
   });
   if (sq_norms.has_value()) {
     keep(traces, kept, *sq_norms, samples);
   }
+}
+
+// On tensors without values, such as torch.compile's: the shapes alone.
+at::Tensor meta_per_param(at::TensorList params, at::ScalarType dtype) {
+  return at::empty({static_cast<int64_t>(params.size())}, at::device(at::kMeta).dtype(dtype));
+}
+
+void do_nothing(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  torch::jit::drop(*stack, op.schema().arguments().size());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(lhkernels, m) {
+  m.def(
+      "sgd_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+      "Tensor(c!)? sq_norms, Tensor? coefficients, Tensor? uses_norm, Tensor(d!)? samples, "
+      "Tensor(e!)? unseen, Tensor? streams, Tensor? scales, Tensor? grad_scale, Tensor? found_inf, "
+      "int? seed, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
+      "bool maximize) -> ()",
+      {at::Tag::pt2_compliant_tag});
+  m.def("sq_norms(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("samples(Tensor[] params) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(lhkernels, CPU, m) {
+  m.impl("sgd_step_", &sgd_step_);
+  m.impl("sq_norms", &sq_norms);
+  m.impl("samples", &samples);
+}
+
+TORCH_LIBRARY_IMPL(lhkernels, Meta, m) {
+  m.impl("sgd_step_", torch::CppFunction::makeFromBoxedFunction<&do_nothing>());
+  m.impl("sq_norms", [](at::TensorList params) { return meta_per_param(params, at::kDouble); });
+  m.impl("samples", [](at::TensorList params) { return meta_per_param(params, at::kLong); });
 }
 
 }  // namespace lhkernels

@@ -24,6 +24,13 @@ struct Rule {
   T fresh;
   T lr;
   bool nesterov;
+
+  template <typename U>
+  Rule<U> with_scale(double its) const {
+    return {
+        static_cast<U>(grad_factor), static_cast<U>(weight_decay), static_cast<U>(its),
+        static_cast<U>(momentum), static_cast<U>(fresh), static_cast<U>(lr), nesterov};
+  }
 };
 
 // T is float or double. Elements in memory have any of the four types float64, float32, bfloat16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -19,7 +19,7 @@ OWN_OPTIONS: dict[str, Any] = {
     "momentum_dtype": None,
     "stochastic_rounding": False,
     "output_units": None,
-    "reference_scale": None,
+    "scale_constant": None,
     "rounding_step": None,
 }
 
@@ -39,10 +39,10 @@ REMEDIES = {
 class Hyperparameters:
     """What a step of one parameter group needs beside its tensors.
 
-    They have the meaning that they have in :class:`torch.optim.SGD`. ``lr`` and ``weight_decay``
-    are floats or 1-element tensors; so may momentum and dampening be given, but the host reads
-    these. Only what no step can use is refused: schedules may end slightly below 0
-    (:func:`check_group` is for what a user writes).
+    They have the meaning that they have in :class:`torch.optim.SGD`. Each may be a 1-element
+    tensor: ``lr`` and ``weight_decay`` stay one, of 0 dimensions, on a device and where they need a
+    gradient; the host reads the others. Only what no step can use is refused: schedules may end
+    slightly below 0 (:func:`check_group` is for what a user writes).
 
     Raises:
         ValueError: naming the option and its value, which is not one finite number.
@@ -61,8 +61,9 @@ class Hyperparameters:
     maximize: bool = False
 
     def __post_init__(self) -> None:
-        _number("lr", self.lr)
-        _number("weight_decay", self.weight_decay)
+        for name in ("lr", "weight_decay"):
+            _number(name, getattr(self, name))
+            object.__setattr__(self, name, _scalar(getattr(self, name)))
         for name in ("momentum", "dampening"):
             value = getattr(self, name)
             if isinstance(value, Tensor):
@@ -77,17 +78,23 @@ class Hyperparameters:
     @classmethod
     def of_group(cls, group: Mapping[str, Any]) -> Hyperparameters:
         """The hyperparameters of a parameter group (other keys of the group are ignored)."""
-        return cls(
-            lr=group["lr"],
-            momentum=group["momentum"],
-            dampening=group["dampening"],
-            weight_decay=group["weight_decay"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-        )
+        return cls(**{name: group[name] for name in NAMES})
+
+    def numbers(self) -> dict[str, Any]:
+        """All of them by name, as floats and bools; the host reads those that are tensors."""
+        return {name: _as_number(getattr(self, name)) for name in NAMES}
 
 
-def as_scalar(value: float | Tensor) -> float | Tensor:
+NAMES = tuple(field.name for field in fields(Hyperparameters))
+
+
+def _as_number(value: Any) -> float | bool:
+    if isinstance(value, Tensor):
+        return value.item()
+    return value if isinstance(value, bool) else float(value)
+
+
+def _scalar(value: float | Tensor) -> float | Tensor:
     """A float where reading it is free; a 0-dim tensor if it is on a device or needs a gradient."""
     if not isinstance(value, Tensor):
         return value

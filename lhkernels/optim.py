@@ -18,7 +18,7 @@ from lhkernels.binding import (
 )
 from lhkernels.hyperparameters import OWN_OPTIONS, check_group, complete_group
 from lhkernels.plan import Block, Plan, chain_output_units
-from lhkernels.step import StepSets, Work, block_factors, geometric_mean_of_factors
+from lhkernels.step import StepSets, Work, block_scales, geometric_mean_of_scales
 
 
 class ScaleAmendedSGD(Optimizer):
@@ -50,7 +50,7 @@ class ScaleAmendedSGD(Optimizer):
         plan: a :class:`lhkernels.Plan`; None for a chain of all parameters. It may name others
             too; parameters that it does not name are plain SGD's.
         scale_reference: "output", the paper's m = 1 at the network's output; or "initial", every
-            block's factor divided by the element-weighted geometric mean of the blocks' factors at
+            block's scale divided by the element-weighted geometric mean of the blocks' scales at
             the first step that moves one, so that a learning rate tuned for SGD is of the right
             order here (a constant, to ``differentiable`` steps too).
         maximize: ascend.
@@ -114,21 +114,12 @@ class ScaleAmendedSGD(Optimizer):
             raise TypeError(f"plan={plan!r} is not a Plan; build one, such as with Plan.chain(...)")
         self._plan = plan
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-            "fused": fused,
-            "amend": amend,
-            "scale_reference": scale_reference,
-            "capturable": capturable,
-            "momentum_dtype": momentum_dtype,
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize, "foreach": foreach, "fused": fused,
+            "differentiable": differentiable, "capturable": capturable, "amend": amend,
+            "scale_reference": scale_reference, "momentum_dtype": momentum_dtype,
             "stochastic_rounding": stochastic_rounding,
-        }
+        }  # fmt: skip
         check_group(defaults)
         super().__init__(params, defaults)
         if plan is None:
@@ -156,7 +147,7 @@ class ScaleAmendedSGD(Optimizer):
             )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for key in ("output_units", "reference_scale"):
+        for key in ("output_units", "scale_constant"):
             group.setdefault(key, first.get(key))
         group.setdefault("rounding_step", None)
         try:
@@ -198,13 +189,13 @@ class ScaleAmendedSGD(Optimizer):
         amended = [group["amend"] for group in self.param_groups for _ in group["params"]]
         blocks = blocks_of(self.param_groups, self._plan)
         first = self.param_groups[0]
-        factors = block_factors(
+        scales = block_scales(
             [param for _, param in named_parameters(self.param_groups)],
             [block if amend else None for block, amend in zip(blocks, amended)],
-            constant=first["reference_scale"],
+            constant=first["scale_constant"],
             find_constant=first["scale_reference"] == "initial",
         )
-        return {block.parameter: factor for block, factor in zip(blocks, factors)}
+        return {block.parameter: scale for block, scale in zip(blocks, scales)}
 
     # ------------------------------------------------------------------------------------ step
 
@@ -238,7 +229,9 @@ class ScaleAmendedSGD(Optimizer):
             if fresh:
                 warn_of_shares(self.param_groups, self._plan)
                 self._sets.admit(fresh)
-                self._fix_reference(work)
+                self._fix_scale_constant(work)
+            # Each by one kernel, or by lhkernels.reference.update, a parameter at a time:
+            #   d = s_b (g + weight_decay W),  buf = momentum buf + (1 - dampening) d,  W -= lr buf
             for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
             self._count_roundings(found_inf)
@@ -281,19 +274,19 @@ class ScaleAmendedSGD(Optimizer):
         """
         self._sets.invalidate_norms()
 
-    def _fix_reference(self, work: Sequence[Work]) -> None:
+    def _fix_scale_constant(self, work: Sequence[Work]) -> None:
         """Keep the constant of scale_reference="initial", found at the first step that moves."""
         first = self.param_groups[0]
-        constant = first["reference_scale"]
+        constant = first["scale_constant"]
         if first["scale_reference"] == "initial" and constant is None:
-            constant = geometric_mean_of_factors([w.params for w in work])
-            if constant is not None and any(w.params.admitted for w in work):
+            constant = geometric_mean_of_scales([w.set for w in work])
+            if constant is not None and any(w.set.admitted for w in work):
                 for group in self.param_groups:
-                    group["reference_scale"] = constant
+                    group["scale_constant"] = constant
                 for w in work:
-                    w.params.set_reference(constant)
+                    w.set.divide_scales(constant)
         for w in work:  # which do not move use it for this step alone
-            w.constant = constant
+            w.scale_constant = constant
 
     # ----------------------------------------------------------------------------- checkpoints
 
@@ -346,6 +339,8 @@ class ScaleAmendedSGD(Optimizer):
         super().__setstate__(state)
         self._step_supports_amp_scaling = bool(self.defaults["fused"])
         for group in self.param_groups:
+            if "reference_scale" in group:  # its name in checkpoints of before
+                group["scale_constant"] = group.pop("reference_scale")
             for key, value in OWN_OPTIONS.items():
                 group.setdefault(key, value)
         self._begin()

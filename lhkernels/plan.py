@@ -1,4 +1,4 @@
-"""Which parameter is which block, and the factor that its gradient gets (docs/algorithm.md)."""
+"""Which parameter is which block, and the scale that its gradient gets (docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lhkernels.tables import table, to_text
+
 Named: TypeAlias = tuple[str | int, Tensor]
 Kind = Literal["weight", "vector", "plain"]
 KINDS: tuple[Kind, ...] = ("weight", "vector", "plain")
@@ -18,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("weight", "vector", "plain")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One parameter's place in the network, and with it the rule for its factor ``s``.
+    """One parameter's place in the network, and with it the rule for its scale ``s``.
 
     ==========  ==========================================  ==============================
     ``kind``    what                                        ``s``
@@ -107,9 +109,8 @@ class Plan:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
         >>> print(lh.Plan.chain(model.named_parameters()))
         chain, n_L = 2: 2 blocks, 4 parameters
-        ----------------------------------------------------
            parameter  shape  kind    units  m    s
-        ----------------------------------------------------
+        ────────────────────────────────────────────────────
         0  0.weight   4x8    weight  4      0.5  0.5 ||W||^2
         1  0.bias     4      vector  4      0.5  2
         2  1.weight   2x4    weight  2      1    0.5 ||W||^2
@@ -194,19 +195,16 @@ class Plan:
         return len(self.blocks)
 
     def __str__(self) -> str:
-        header = ("", "parameter", "shape", "kind", "units", "m", "s")
-        rows = [
-            (str(i), str(b.parameter), "x".join(map(str, b.shape)) or "scalar", *_row(b))
-            for i, b in enumerate(self.blocks)
-        ]
-        widths = [max(map(len, column)) for column in zip(header, *rows)]
-        lines = ["  ".join(map(str.ljust, row, widths)) for row in (header, *rows)]
-        rule = "-" * len(lines[0])
         count = sum(block.uses_norm for block in self.blocks)
         plain = sum(block.kind == "plain" for block in self.blocks)
         title = f"{self.title}: {count} blocks, {len(self)} parameters"
         title += f", {plain} of them plain SGD" if plain else ""
-        return "\n".join(line.rstrip() for line in (title, rule, lines[0], rule, *lines[1:]))
+        columns = ("", "parameter", "shape", "kind", "units", "m", "s")
+        rows = [
+            (i, b.parameter, "x".join(map(str, b.shape)) or "scalar", *_row(b))
+            for i, b in enumerate(self.blocks)
+        ]
+        return to_text(title, table(columns, rows, left=range(len(columns))), width=None)
 
 
 def chain_output_units(shapes: Iterable[Sequence[int]]) -> int | None:

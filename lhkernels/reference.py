@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels.hyperparameters import Hyperparameters
 
 
 def mean_squared_row_norm(weight: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def mean_squared_row_norm(weight: Tensor) -> Tensor:
     return weight.abs().square().flatten(1).sum(1).mean()
 
 
-def amendments(
+def chain_scales(
     weights: Sequence[Tensor], positions: Sequence[tuple[int, int]] | None = None
 ) -> list[Tensor]:
     r"""Algorithm 2 with (24): ``s_b = 1 / (m m_{b,W})`` for a chain of linear or conv blocks.
@@ -36,14 +36,14 @@ def amendments(
             ratio of its output's units to its input's (docs/algorithm.md).
 
     Returns:
-        ``s_1 .. s_B``, the factors on the gradients of ``W_1 .. W_B``.
+        ``s_1 .. s_B``, the scales of the gradients of ``W_1 .. W_B``.
 
     Example:
         >>> import torch
-        >>> from lhkernels.reference import amendments, sq_norm
+        >>> from lhkernels.reference import chain_scales, sq_norm
         >>> weights = [torch.randn(32, 64), torch.randn(32, 32), torch.randn(10, 32)]
         >>> closed_form = [sq_norm(w) / 10 for w in weights]
-        >>> torch.allclose(torch.stack(amendments(weights)), torch.stack(closed_form))
+        >>> torch.allclose(torch.stack(chain_scales(weights)), torch.stack(closed_form))
         True
     """
     positions = positions or [(1, 1)] * len(weights)
@@ -71,7 +71,7 @@ def sq_norm(param: Tensor) -> Tensor:
 
 
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms and factors for parameters of ``dtype``: float32 or better."""
+    """The dtype of norms and scales for parameters of ``dtype``: float32 or better."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
@@ -101,7 +101,7 @@ def update(
         >>> weight
         tensor([[2.7500, 4.0000]])
     """
-    lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
+    lr, weight_decay = h.lr, h.weight_decay
     d = -grad if h.maximize else grad
     if isinstance(weight_decay, Tensor):
         d = d + decay(param, weight_decay)

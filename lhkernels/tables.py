@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 WIDTH = 80
 """Columns of text that no terminal wraps: the width of tables in strings."""
 
+UNBOUNDED = 100_000
+
 
 def table(
     columns: Sequence[str],
@@ -42,7 +44,7 @@ def table(
         box=box.MARKDOWN if markdown else box.SIMPLE_HEAD,
         header_style="" if markdown else "bold",
         pad_edge=markdown,
-        padding=(0, 1) if markdown else (0, 2, 0, 0),
+        padding=(0, 1) if markdown else (0, 1, 0, 0),
         show_edge=markdown,
     )
     for position, head in enumerate(columns):
@@ -53,11 +55,17 @@ def table(
     return made
 
 
-def to_text(*renderables: Any, width: int = WIDTH) -> str:
-    """What rich prints, as a string without colours or trailing blanks, at most ``width`` wide."""
+def to_text(*renderables: Any, width: int | None = WIDTH) -> str:
+    """What rich prints, as a string without colours or trailing blanks.
+
+    Args:
+        width: columns at most; None for as many as it takes, so that nothing is wrapped or cut.
+    """
     from rich.console import Console
 
-    console = Console(width=width, color_system=None, highlight=False, markup=False, emoji=False)
+    console = Console(
+        width=width or UNBOUNDED, color_system=None, highlight=False, markup=False, emoji=False
+    )
     with console.capture() as captured:
         for renderable in renderables:
             console.print(renderable)
@@ -69,7 +77,7 @@ def to_markdown(
 ) -> str:
     """A Markdown table, a line a row however long. A ``|`` in a cell is escaped."""
     cells = [[("" if c is None else str(c)).replace("|", "\\|") for c in row] for row in rows]
-    return to_text(table(columns, cells, left=left, markdown=True), width=100_000)
+    return to_text(table(columns, cells, left=left, markdown=True), width=None)
 
 
 def show(*renderables: Any) -> None:

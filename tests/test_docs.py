@@ -1,13 +1,14 @@
 """What the pages say is true: code runs, links lead somewhere, commands and targets exist.
 
-In README.md and docs/*.md, Python blocks of a page run in order and share their names (docs/api.md
-aside: its examples are the docstrings'). A comment
+In README.md and docs/*.md, Python blocks of a page run in order and share their names. A comment
 just above a block, which GitHub does not show, may hold
 
     <!-- run first:              code that the block needs and the reader does not
     ...
     -->
     <!-- no-run: the reason -->  for a block that can't run here
+
+`make docs` builds the site besides, where a link or reference that leads nowhere is an error.
 """
 
 from __future__ import annotations
@@ -19,67 +20,67 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from lhkernels.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
+    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")),
 ]
 EXAMPLES = sorted(path.name for path in ROOT.glob("examples/*.py"))
 OPTIONAL = ("matplotlib", "scipy", "sklearn", "rich")
-
-FENCE = re.compile(
-    r"(?:^<!--\s*(?P<marker>run first|no-run):?(?P<note>.*?)-->\s*\n)?"
-    r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<code>.*?)^(?P=indent)```\s*$",
-    re.MULTILINE | re.DOTALL,
-)
-LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+MARKER = re.compile(r"<!--\s*(run first|no-run):?(.*?)-->", re.DOTALL)
 
 
-class Fence(NamedTuple):
-    marker: str | None
-    note: str
-    language: str
-    code: str
-    line: int  # of the first line of code
-    note_line: int
+def parse(page: str) -> list[Token]:
+    return MARKDOWN.parse((ROOT / page).read_text(encoding="utf-8"))
 
 
-def read(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
+def inline(page: str, kind: str) -> list[Token]:
+    """Code spans, links and so on."""
+    return [child for token in parse(page) for child in token.children or () if child.type == kind]
 
 
-def fences(text: str) -> list[Fence]:
-    def line(position: int) -> int:
-        return text.count("\n", 0, position) + 1
-
-    return [
-        Fence(
-            m["marker"], m["note"] or "", m["language"], m["code"],
-            line(m.start("code")), line(m.start("note")) if m["marker"] else 0,
-        )
-        for m in FENCE.finditer(text)
-    ]  # fmt: skip
+def is_python(token: Token) -> bool:
+    return token.type == "fence" and token.info in ("python", "pycon")
 
 
-def python_of(page: str) -> list[Fence]:
-    return [f for f in fences(read(page)) if f.language in ("python", "pycon")]
+def run_page(page: str) -> int:
+    """Run a page's blocks, so that a traceback shows the page and its line; how many there were."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    tokens = parse(page)
+    for above, block in zip([None, *tokens], tokens):
+        if not is_python(block):
+            continue
+        found = MARKER.match(above.content) if above and above.type == "html_block" else None
+        marker, note = found.groups() if found else (None, "")
+        if marker == "no-run":
+            assert len(note.strip()) > 5, f"{page}:{block.map[0]}: no-run needs a reason"
+            continue
+        if marker == "run first":
+            execute(note, page, above.map[0], names)
+        run = run_session if block.info == "pycon" else execute
+        run(block.content, page, block.map[0] + 1, names)
+    return sum(map(is_python, tokens))
 
 
 def execute(code: str, page: str, line: int, names: dict[str, Any]) -> None:
-    """Run code so that a traceback shows the page and its line."""
-    exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec"), names)
+    exec(compile("\n" * line + code, str(ROOT / page), "exec"), names)
 
 
 def run_session(code: str, page: str, line: int, names: dict[str, Any]) -> None:
     """Run a ``>>>`` session and compare what it prints."""
-    test = doctest.DocTestParser().get_doctest(code, names, page, str(ROOT / page), line - 1)
+    test = doctest.DocTestParser().get_doctest(code, names, page, str(ROOT / page), line)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
     runner.run(test, out=report.append, clear_globs=False)
@@ -87,19 +88,14 @@ def run_session(code: str, page: str, line: int, names: dict[str, Any]) -> None:
     assert not runner.failures, "".join(report)
 
 
-def run_page(page: str) -> int:
-    """Run a page's blocks; how many there were."""
-    names: dict[str, Any] = {"__name__": "__main__"}
-    blocks = python_of(page)
-    for block in blocks:
-        if block.marker == "no-run":
-            assert len(block.note.strip()) > 5, f"{page}:{block.note_line}: no-run needs a reason"
-            continue
-        if block.marker == "run first":
-            execute(block.note, page, block.note_line, names)
-        run = run_session if block.language == "pycon" else execute
-        run(block.code, page, block.line, names)
-    return len(blocks)
+def run_or_skip(run: Any) -> Any:
+    """What an optional package is missing for is skipped."""
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in OPTIONAL:
+            raise
+        pytest.skip(f"needs {error.name}")
 
 
 @pytest.fixture(autouse=True)
@@ -109,26 +105,16 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if python_of(p) and p != "docs/api.md"])
+@pytest.mark.parametrize("page", [p for p in PAGES if any(map(is_python, parse(p)))])
 def test_code_of_a_page_runs(page):
-    try:
-        assert run_page(page)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in OPTIONAL:
-            raise
-        pytest.skip(f"{page} needs {error.name}")
+    assert run_or_skip(lambda: run_page(page))
 
 
 @pytest.mark.parametrize("script", EXAMPLES)
 def test_an_example_runs(script, monkeypatch, capsys):
-    path = ROOT / "examples" / script
-    monkeypatch.setattr("sys.argv", [str(path)])
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in OPTIONAL:
-            raise
-        pytest.skip(f"{script} needs {error.name}")
+    path = str(ROOT / "examples" / script)
+    monkeypatch.setattr("sys.argv", [path])
+    run_or_skip(lambda: runpy.run_path(path, run_name="__main__"))
     assert capsys.readouterr().out, "an example shows something"
 
 
@@ -145,28 +131,46 @@ def test_distributed_example_on_two_ranks():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for link in LINK.finditer(without_code(read(page))):
-        target = (ROOT / page).parent / link["path"] if link["path"] else ROOT / page
-        assert target.exists(), f"{page} links to {link['path']}, which is not there"
-        if link["anchor"] and target.suffix == ".md":
-            assert link["anchor"] in anchors(target), f"{page}: no heading #{link['anchor']}"
+    links = [token.attrs["href"] for token in inline(page, "link_open")]
+    for link in links + [token.attrs["src"] for token in inline(page, "image")]:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if re.match("https?:|mailto:", link):
+            continue
+        assert target.exists(), f"{page} links to {path}, which is not there"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{page}: no heading #{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's ids of a page's headings; of those that are alike all but the first are numbered."""
+    seen: Counter[str] = Counter()
+    ids = set()
+    for token, heading in pairwise(parse(page)):
+        if token.type == "heading_open":
+            text = "".join(t.content for t in heading.children if t.type in ("text", "code_inline"))
+            plain = re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-")
+            ids.add(f"{plain}-{seen[plain]}" if seen[plain] else plain)
+            seen[plain] += 1
+    return ids
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page):
     """``python -m lhkernels ...`` is what the parser takes, ``make ...`` a target."""
-    text = read(page).replace("\\\n", " ")
-    code = [f.code for f in fences(text)] + re.findall(r"`([^`\n]+)`", without_code(text))
-    lines = [line.strip() for block in code for line in block.splitlines()]
-    for line in lines:
+    code = [t.content.replace("\\\n", " ") for t in parse(page) if t.type == "fence"]
+    code += [token.content for token in inline(page, "code_inline")]
+    for line in (line.strip() for block in code for line in block.splitlines()):
         words = re.sub(r"\[.*?\]|#.*", "", line).removeprefix("$ ").split(";")[0]
         command = re.match(r"(?:[\w.]*/)*python3? -m lhkernels\b(.*)", words)
         pattern = "..." in words or re.search(r"\b[A-Z]{3,}\b", words)
         if command and command[1].strip() and not pattern:
-            build_parser().parse_args(with_a_value_each(shlex.split(command[1])))
+            # a|b stands for either
+            build_parser().parse_args([w.split("|")[0] for w in shlex.split(command[1])])
         target = re.match(r"make (\w+)\b", words)
         if target:
-            assert f"\n{target[1]}:" in read("Makefile"), f"{page}: no target {target[1]}"
+            found = f"\n{target[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert found, f"{page}: no target {target[1]}"
 
 
 def test_tables_are_those_of_the_kept_results(monkeypatch, capsys):
@@ -177,44 +181,17 @@ def test_tables_are_those_of_the_kept_results(monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES)
 def test_github_renders_the_formulas(page):
     """Macros that GitHub refuses, and what its Markdown eats before MathJax sees it."""
-    text = re.sub(r"^( *)```math\n.*?^\1```", "", read(page), flags=re.MULTILINE | re.DOTALL)
     for macro in (r"\operatorname", r"\def", r"\newcommand", r"\DeclareMathOperator", r"\href"):
-        assert macro not in read(page), f"{page}: GitHub does not allow {macro}"
-    text = re.sub(r"\$`.*?`\$", "", without_code(text))
-    assert "$$" not in text, f"{page}: use a ```math block"
-    for paragraph in text.split("\n\n"):
-        assert paragraph.count("$") % 2 == 0, f"{page}: a $ has no partner in:\n{paragraph}"
-        for formula in re.findall(r"\$(.+?)\$", paragraph, re.DOTALL):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert macro not in text, f"{page}: GitHub does not allow {macro}"
+    for paragraph in (token.content for token in parse(page) if token.type == "inline"):
+        text = re.sub(r"(`+).*?\1", "", paragraph, flags=re.DOTALL)
+        assert "$$" not in text, f"{page}: use a ```math block"
+        assert text.count("$") % 2 == 0, f"{page}: a $ has no partner in:\n{paragraph}"
+        for formula in re.findall(r"\$(.+?)\$", text, re.DOTALL):
             eaten = re.search(r"\\[^a-zA-Z\s]", formula)
-            assert not eaten, f"{page}: ${formula}$ loses a backslash; write $`...`$"
+            assert not eaten, f"{page}: ${formula}$ loses a backslash; use a ```math block"
             assert "<" not in formula, f"{page}: ${formula}$ needs \\lt"
-
-
-def without_code(text: str) -> str:
-    """Prose: fences and comments taken out, inline code kept."""
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    return re.sub(r"^( *)```.*?^\1```\s*?$", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def anchors(page: Path) -> set[str]:
-    """GitHub's ids of a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.M)
-    plain = [
-        re.sub(r"\]\(.*?\)|[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings
-    ]
-    found: dict[str, int] = {}
-    ids = set()
-    for heading in plain:
-        count = found.get(heading, 0)
-        ids.add(f"{heading}-{count}" if count else heading)
-        found[heading] = count + 1
-    ids.update(re.findall(r'<a (?:id|name)="([^"]+)"', page.read_text(encoding="utf-8")))
-    return ids
-
-
-def with_a_value_each(words: list[str]) -> list[str]:
-    """``a|b`` in a command stands for either."""
-    return [word.split("|")[0] for word in words]
 
 
 def test_a_false_page_is_found_out(tmp_path, monkeypatch):
@@ -232,6 +209,7 @@ def test_a_false_page_is_found_out(tmp_path, monkeypatch):
     fails(run_page, "```pycon\n>>> 1 + 1\n3\n```\n")
     fails(run_page, "<!-- no-run: -->\n```python\nx = 1\n```\n")
     fails(test_links_lead_somewhere, "[a](b.md)")
+    fails(test_links_lead_somewhere, "![a](b.png)")
     fails(test_links_lead_somewhere, "# Title\n\n[a](page.md#titel)")
     fails(test_commands_exist, "`make teh-tests`")
     fails(test_commands_exist, "```\npython -m lhkernels train --lrr 0.1\n```\n", SystemExit)

@@ -214,7 +214,7 @@ def test_initial_reference_is_a_constant_factor(backend, monkeypatch):
     n = [p.numel() for p in params]
     blocks = [0, 1, 3]
     mean = math.exp(sum(n[i] * math.log(s[i]) for i in blocks) / sum(n[i] for i in blocks))
-    assert opt.param_groups[0]["reference_scale"] == pytest.approx(mean, rel=1e-5)
+    assert opt.param_groups[0]["scale_constant"] == pytest.approx(mean, rel=1e-5)
     output, _ = run(scale_amended(lr=0.1 / mean, momentum=0.9, **flags), params, grads)
     torch.testing.assert_close(initial, output, rtol=1e-4, atol=1e-6)
     # before the first step block_scales says what the constant will be
@@ -294,7 +294,7 @@ def test_no_gradient_anywhere_is_no_step():
     opt = lh.ScaleAmendedSGD([p], lr=0.1, scale_reference="initial")
     opt.step()
     assert torch.equal(p, torch.ones(2, 2))
-    assert opt.param_groups[0]["reference_scale"] is None
+    assert opt.param_groups[0]["scale_constant"] is None
 
 
 def test_fused_without_a_backend_says_why(monkeypatch):

@@ -191,7 +191,7 @@ def test_a_state_template_moves_nothing(backend, lr, amend, reference, monkeypat
     for p, old in zip(params, before):
         assert torch.equal(p.detach().view(torch.int32), old.view(torch.int32))
         assert torch.equal(opt.state[p]["momentum_buffer"], torch.zeros_like(p))
-    assert opt.param_groups[0]["reference_scale"] is None
+    assert opt.param_groups[0]["scale_constant"] is None
     # and afterwards the optimizer is as one that has taken no step
     grads = make_grads(params, steps=2)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_a_state_template_moves_nothing(backend, lr, amend, reference, monkeypat
     go_on(params, opt, grads)
     for p, q in zip(params, expected):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-    assert opt.param_groups[0]["reference_scale"] == fresh.param_groups[0]["reference_scale"]
+    assert opt.param_groups[0]["scale_constant"] == fresh.param_groups[0]["scale_constant"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,7 +231,7 @@ def test_a_warm_up_from_0_fills_the_buffers(backend, reference, monkeypatch):
     scales = list(opt.block_scales().values())
     go_on(ours, opt, grads[:1])
     assert all(map(torch.equal, ours, params))
-    assert opt.param_groups[0]["reference_scale"] is None
+    assert opt.param_groups[0]["scale_constant"] is None
     for p, g, s in zip(ours, grads[0], scales):
         expected = s.float() * (g + 0.1 * p.detach())
         torch.testing.assert_close(opt.state[p]["momentum_buffer"], expected)
@@ -327,4 +327,4 @@ def test_the_constant_is_of_all_blocks_as_soon_as_one_moves():
     warm_up = lh.ScaleAmendedSGD([b, zero], lr=0.0, momentum=0.9, scale_reference="initial")
     warm_up.step()
     assert torch.equal(warm_up.state[b]["momentum_buffer"], torch.ones(2, 2))
-    assert warm_up.param_groups[0]["reference_scale"] is None
+    assert warm_up.param_groups[0]["scale_constant"] is None

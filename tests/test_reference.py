@@ -22,7 +22,7 @@ def test_recursion_equals_closed_form_on_linear_chains(widths):
     weights = [
         torch.randn(o, i, dtype=F64) * 3**k for k, (i, o) in enumerate(itertools.pairwise(widths))
     ]
-    for s, expected in zip(reference.amendments(weights), closed_form(weights), strict=True):
+    for s, expected in zip(reference.chain_scales(weights), closed_form(weights), strict=True):
         torch.testing.assert_close(s, expected, rtol=1e-12, atol=0)
 
 
@@ -52,7 +52,7 @@ def test_recursion_equals_closed_form_on_a_conv_chain():
     weights, positions = conv_chain()
     assert [p_in for p_in, _ in positions] == [576, 144, 36, 1, 1]
     for s, expected in zip(
-        reference.amendments(weights, positions), closed_form(weights), strict=True
+        reference.chain_scales(weights, positions), closed_form(weights), strict=True
     ):
         torch.testing.assert_close(s, expected, rtol=1e-12, atol=0)
 
@@ -60,7 +60,7 @@ def test_recursion_equals_closed_form_on_a_conv_chain():
 def test_backward_factor_of_the_last_layer_is_the_papers():
     """'the backward factor for linear layer of CIFAR10 is around 10/512'."""
     linear, conv = torch.randn(10, 512, dtype=F64), torch.randn(512, 512, 3, 3, dtype=F64)
-    s_conv, _ = reference.amendments([conv, linear])
+    s_conv, _ = reference.chain_scales([conv, linear])
     m_times_m_w = 1 / s_conv
     m_w = 1 / reference.mean_squared_row_norm(conv)
     torch.testing.assert_close(m_times_m_w / m_w, torch.tensor(10 / 512, dtype=F64))
@@ -76,7 +76,7 @@ def test_row_norms():
 def test_the_optimizers_plan_is_the_recursion():
     weights, positions = conv_chain()
     opt = lh.ScaleAmendedSGD([nn.Parameter(w) for w in weights], lr=0.1)
-    for s, expected in zip(opt.block_scales().values(), reference.amendments(weights, positions)):
+    for s, expected in zip(opt.block_scales().values(), reference.chain_scales(weights, positions)):
         torch.testing.assert_close(s, expected, rtol=1e-12, atol=0)
 
 

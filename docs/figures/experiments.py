@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from statistics import fmean, median, stdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,10 @@ def linear(n_in: int, n_out: int, kind: str, seed: int, scale: float = 1.0) -> n
     else:
         nn.init.orthogonal_(layer.weight, gain=scale)
     return layer
+
+
+def with_norm(layer: nn.Linear, eps: float = 1e-5) -> nn.Module:
+    return nn.Sequential(layer, nn.BatchNorm1d(layer.out_features, eps=eps))
 
 
 def normalised_input(name: str, n: int, seed: int) -> Tensor:
@@ -50,8 +56,8 @@ def branch_jacobian(n: int, scale: float, seed: int) -> Tensor:
     return J * (scale / torch.linalg.matrix_norm(J, 2))
 
 
-def residual_branch(gain: float, seed: int) -> tuple[nn.Module, Tensor]:
-    """A ResNet block's branch, as usually initialised but for the last gamma, and an input."""
+def residual_jacobian(gain: float, seed: int) -> Tensor:
+    """J of a ResNet block's branch, as usually initialised but for the last gamma."""
     torch.manual_seed(seed)
     branch = nn.Sequential(
         nn.Conv2d(8, 8, 3, padding=1, bias=False),
@@ -63,7 +69,7 @@ def residual_branch(gain: float, seed: int) -> tuple[nn.Module, Tensor]:
     for layer in (branch[0], branch[3]):
         nn.init.kaiming_normal_(layer.weight)
     nn.init.constant_(branch[4].weight, gain)
-    return branch, torch.randn(4, 8, 5, 5).relu()
+    return jacobian(branch, torch.randn(4, 8, 5, 5).relu())
 
 
 def skip_matrix(n: int, ratio: float, seed: int) -> Tensor:
@@ -76,7 +82,7 @@ def skip_matrix(n: int, ratio: float, seed: int) -> Tensor:
     return left * ratio ** -torch.linspace(0, 1, n) @ right
 
 
-def chain_condition(name: str, n: int, depth: int, scale: float, seed: int) -> float:
+def chain_condition(name: str, n: int, scale: float, depth: int, seed: int) -> float:
     """Condition number of the Jacobian of ``depth`` blocks S_b + J_b, one after another."""
     product = torch.eye(n)
     for b in range(depth):
@@ -88,7 +94,7 @@ def chain_condition(name: str, n: int, depth: int, scale: float, seed: int) -> f
             "S with cond 3": skip_matrix(n, 3.0, own),
         }[name]
         product = (skip + branch_jacobian(n, scale, own)) @ product
-    return condition_of_jacobian(product)
+    return condition(product)
 
 
 def input_spectrum(block: nn.Module, x: Tensor, approximate: bool = False) -> lh.Spectrum:
@@ -97,32 +103,37 @@ def input_spectrum(block: nn.Module, x: Tensor, approximate: bool = False) -> lh
     return lh.spectrum(H, method="exact")
 
 
-def values_of(found: lh.Spectrum) -> Tensor:
-    """A spectrum's eigenvalues as (values, weights), ascending."""
-    return torch.stack([found.eigenvalues, found.weights])
+def normalised_diagonals(name: str, n: int, rows: int, seeds: int, approximate: bool) -> Any:
+    """diag(H_w) ||w||^2 / m behind a BN, for all rows w; condition numbers of first rows' H_w."""
+    diagonals, conditions = [], []
+    for seed in range(seeds):
+        layer = linear(n, rows, "gaussian", seed)
+        x = normalised_input(name, n, seed)
+        # eps plays no part in the statement.
+        H = lh.LocalHessian(with_norm(layer, eps=1e-12), x, approximate=approximate).dense()
+        blocks = H.view(rows, n, rows, n).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        norms = layer.weight.detach().square().sum(1, keepdim=True)
+        diagonals.append((blocks.diagonal(dim1=1, dim2=2) * norms / len(x)).flatten())
+        conditions.append(ratio_of_extremes(torch.linalg.eigvalsh(blocks[0])))
+    return torch.cat(diagonals), conditions
 
 
-def kolmogorov_distance(spectrum: Tensor, law: lh.MarchenkoPastur) -> float:
+def kolmogorov_distance(S: lh.Spectrum, law: lh.MarchenkoPastur) -> float:
     """Largest distance between the two distribution functions, on both sides of each jump."""
-    values, weights = spectrum
-    above = weights.cumsum(0) / weights.sum()
-    below = above - weights / weights.sum()
-    expected = law.cdf(values)
-    left = torch.where(values > 0, expected, 0.0)  # of the atom at 0 nothing lies below
-    last = torch.cat([values[1:] > values[:-1], torch.tensor([True])])
-    first = torch.cat([torch.tensor([True]), values[1:] > values[:-1]])
-    return max((above - expected)[last].abs().max(), (below - left)[first].abs().max()).item()
+    at = S.eigenvalues
+    sides = (at, torch.nextafter(at, torch.full_like(at, -math.inf)))
+    return max((S.cdf(x) - law.cdf(x)).abs().max().item() for x in sides)
 
 
-def condition(values: Tensor) -> float:
+def ratio_of_extremes(values: Tensor) -> float:
     """Largest over smallest non-zero; below dim * eps * largest counts as zero."""
     kept = values[values > len(values) * torch.finfo(values.dtype).eps * values.max()]
     return (kept.max() / kept.min()).item()
 
 
-def condition_of_jacobian(J: Tensor) -> float:
-    """cond(J); that of the Gauss-Newton H_z is its square."""
-    return condition(torch.linalg.svdvals(J))
+def condition(J: Tensor, skip: bool = False) -> float:
+    """cond(J), or cond(I + J); that of the Gauss-Newton H_z is its square."""
+    return ratio_of_extremes(torch.linalg.svdvals(torch.eye(len(J)) + J if skip else J))
 
 
 def jacobian(module: nn.Module, x: Tensor) -> Tensor:
@@ -131,6 +142,13 @@ def jacobian(module: nn.Module, x: Tensor) -> Tensor:
     return J.detach()
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    found = {"mean": fmean(values), "median": median(values), "least": min(values)}
-    return {**found, "largest": max(values), "sd": stdev(values)}
+def spread(values: Sequence[float]) -> dict[str, float]:
+    middle = {"mean": fmean(values), "median": median(values)}
+    return {**middle, "least": min(values), "largest": max(values), "sd": stdev(values)}
+
+
+def over(
+    values: Sequence[Any], seeds: int, measure: Callable[..., float], **options: Any
+) -> list[dict[str, float]]:
+    """At each value, the spread of ``measure(value, seed)`` over the seeds."""
+    return [spread([measure(value, s, **options) for s in range(seeds)]) for value in values]

@@ -5,27 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lhkernels.cli.errors import CommandError
-from lhkernels.training.config import (
-    DATA,
-    DEFAULTS,
-    DEVICES,
-    MODELS,
-    OPTIMIZERS,
-    TrainConfig,
-    parse_init_scale,
-    parse_lr,
-    parse_optimizers,
-    parse_seeds,
-)
-from lhkernels.training.errors import TrainingError
+from lhkernels.training.config import DATA, DEFAULTS, GROUPS, OPTIONS, TrainConfig, parse
+from lhkernels.training.errors import TrainingError, option_name
 from lhkernels.training.folder import RunFolder, strict_json
-from lhkernels.training.study import resumed_config, train
+from lhkernels.training.trainer import resumed_config, train
 
 DESCRIPTION = """\
 Train the same network on the same batches by several optimizers, an epoch of each in turn.
@@ -66,7 +53,7 @@ the running epoch; --resume --out DIR goes on).
 
 
 def add_parser(subparsers: Any) -> None:
-    """Register the command."""
+    """Register the command; the options of a training are the fields of ``TrainConfig``."""
     parser = subparsers.add_parser(
         "train",
         help="train a network by several optimizers side by side",
@@ -77,87 +64,13 @@ def add_parser(subparsers: Any) -> None:
         # has those that it was started with.
         argument_default=argparse.SUPPRESS,
     )
-    _add_data_options(parser.add_argument_group("data and model"))
-    _add_training_options(parser.add_argument_group("training"))
-    _add_run_options(parser.add_argument_group("run"))
-    parser.set_defaults(run=run)
-
-
-def _add_data_options(group: Any) -> None:
-    group.add_argument("--data", metavar="NAME", help=f"{', '.join(DATA)} (default: digits)")
-    group.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="folder of the data set's files (default: $LHKERNELS_DATA; nothing is downloaded)",
-    )
-    group.add_argument("--model", metavar="NAME", help=", ".join(MODELS))
-    group.add_argument(
-        "--width", type=float, metavar="X", help="multiplies channel numbers, up to 64"
-    )
-    group.add_argument(
-        "--depth", type=int, metavar="N", help="N convolutions in place of each one (default: 1)"
-    )
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N training images")
-    group.add_argument(
-        "--validation",
-        type=int,
-        metavar="N",
-        help="hold out the last N training images; the schedule then watches their error",
-    )
-    group.add_argument(
-        "--shrink", type=int, metavar="K", help="average KxK pixels of all images (default: 1)"
-    )
-    group.add_argument("--flip", type=float, metavar="P", help="probability of a left-right flip")
-    group.add_argument("--rotate", type=float, metavar="DEG", help="largest rotation in degrees")
-    group.add_argument(
-        "--init-scale",
-        metavar="C",
-        help="multiplies every initial weight that batch normalisation follows, 1e-6 to 1e6 "
-        "(default: 1); several, 0.1,1,10, are runs each, drawn over the scale",
-    )
-
-
-def _add_training_options(group: Any) -> None:
-    group.add_argument(
-        "--optimizers",
-        metavar="A,B",
-        help=f"of {', '.join(OPTIMIZERS)} (default: sgd,sa-sgd; lars needs pytorch_optimizer)",
-    )
-    group.add_argument(
-        "--lr", metavar="LR", help="one number, or one per optimizer: sgd=0.1,sa-sgd=0.005"
-    )
-    group.add_argument(
-        "--scale-reference",
-        metavar="REF",
-        help="sa-sgd's scales count from the network's output (output, the default) or start with "
-        "a geometric mean of one (initial)",
-    )
-    group.add_argument("--momentum", type=float, metavar="M", help="(default: 0.9)")
-    group.add_argument("--weight-decay", type=float, metavar="D", help="(default: 0.005)")
-    group.add_argument(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="epochs without a lower test error (default: 10)...",
-    )
-    group.add_argument(
-        "--lr-factor",
-        type=float,
-        metavar="F",
-        help="...after which lr is multiplied by F (default: 0.5)",
-    )
-    group.add_argument("--seeds", metavar="0,1,2", help="one run each (default: 0)")
-    group.add_argument("--epochs", type=int, metavar="N", help="epochs of each optimizer")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
-
-
-def _add_run_options(group: Any) -> None:
-    group.add_argument("--device", metavar="DEV", help=f"{', '.join(DEVICES)} (default: auto)")
-    group.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU",
-    )
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for name, option in OPTIONS.items():
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if option.kind is not bool:
+            how = {"metavar": option.metavar, "type": str if option.several else option.kind}
+        groups[option.group].add_argument(option_name(name), help=option.help, **how)
+    group = groups["run"]
     group.add_argument("--out", metavar="DIR", help="(default: runs/DATA-MODEL)")
     group.add_argument(
         "--resume",
@@ -167,12 +80,11 @@ def _add_run_options(group: Any) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group.add_argument("--json", action="store_true", help="print report.json's content on stdout")
     group.add_argument("--no-progress", action="store_true", help="print the final table only")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as ``args`` say; the exit status."""
-    if find_spec("rich") is None:
-        raise CommandError("the package rich is missing: pip install lhkernels[demo]")
     from rich.console import Console
 
     from lhkernels.training.display import Display
@@ -220,16 +132,11 @@ def output_folder(given: dict[str, Any]) -> Path:
 
 def read_config(given: dict[str, Any], out: Path, resume: bool) -> TrainConfig:
     """The options that were given, over the defaults or over those of the run to resume."""
-    names = {field.name for field in fields(TrainConfig)}
-    options = {name: value for name, value in given.items() if name in names}
-    if "optimizers" in options:
-        options["optimizers"] = parse_optimizers(options["optimizers"])
-    if "seeds" in options:
-        options["seeds"] = parse_seeds(options["seeds"])
-    if "init_scale" in options:
-        options["init_scale"] = parse_init_scale(options["init_scale"])
-    if "lr" in options:
-        options["lr"] = parse_lr(options["lr"])
+    options = {
+        name: parse(name, given[name]) if option.several else given[name]
+        for name, option in OPTIONS.items()
+        if name in given
+    }
     return resumed_config(RunFolder(out), options) if resume else TrainConfig(**options)
 
 

@@ -2,14 +2,14 @@
 
 =================== =======================================================================
 snapshot            a block and its recorded input, frozen
-operator            :class:`LocalHessian`: a symmetric linear operator
+operator            :class:`.LocalHessian`: a symmetric linear operator
 closed_forms        products for linear layers and convolutions, with or without batch norm
 autograd            products for everything else
 trace               trace of an operator, exact or estimated
-spectrum            :func:`spectrum`: eigenvalues, exact or by Lanczos quadrature
-distribution        :class:`Spectrum`: eigenvalues and weights, bounds, moments, density
-marchenko_pastur    :class:`MarchenkoPastur`: the law of random weights
-back_matching       :func:`back_matching`: Procedure 1 of the paper
+spectrum            :func:`.spectrum`: eigenvalues, exact or by Lanczos quadrature
+distribution        :class:`.Spectrum`: eigenvalues and weights, bounds, moments, density
+marchenko_pastur    :class:`.MarchenkoPastur`: the law of random weights
+back_matching       :func:`.back_matching`: Procedure 1 of the paper
 =================== =======================================================================
 """
 

@@ -20,7 +20,7 @@ from lhkernels.hessian.snapshot import KeptRandomState
 
 @dataclass(frozen=True)
 class BackMatching:
-    """The outcome of :func:`back_matching`: ``result[b]`` is the b-th block's, input to output.
+    """The outcome of :func:`.back_matching`: ``result[b]`` is the b-th block's, input to output.
 
     ``print(result)`` is a table. ``after (3)`` and ``after (4)`` are each block's loss after the
     solve for its weights and for its input, as a share of its loss before: the smaller, the better
@@ -94,7 +94,7 @@ def back_matching(
     step of size ``lr`` on the network's loss (Proposition 1).
 
     Nothing of the blocks is changed, not even running statistics of batch normalisation or the
-    state of the random number generators; :meth:`BackMatching.apply_` writes the new parameters.
+    state of the random number generators; :meth:`.BackMatching.apply_` writes the new parameters.
     Every evaluation of a block sees the random numbers of its first one, so the same dropout mask,
     and these are the numbers that an ordinary forward pass would see now.
 

@@ -37,7 +37,7 @@ class Bounds(NamedTuple):
 
 
 class Spectrum:
-    """The spectral distribution of a symmetric H (dim, dim); made by :func:`spectrum`.
+    """The spectral distribution of a symmetric H (dim, dim); made by :func:`.spectrum`.
 
     ========== ==================================================================================
     method     ``eigenvalues`` and ``weights``
@@ -51,11 +51,12 @@ class Spectrum:
     Attributes:
         eigenvalues: (N,), ascending, float64, on the CPU. What counts as zero is exactly 0.
         weights: (N,), sum 1.
-        errors: (N,): an eigenvalue of H lies within this of each (see :class:`Bounds`).
+        errors: (N,): an eigenvalue of H lies within this of each (see :class:`.Bounds`).
         method: ``"exact"``, ``"slq"`` or ``"lanczos"``.
         dim: the dimension of H.
-        zero_tolerance: up to here ``|eigenvalue|`` counts as zero (see :func:`spectrum`).
-        probes, steps: of the Lanczos quadrature; 0 for exact ones.
+        zero_tolerance: up to here ``|eigenvalue|`` counts as zero (see :func:`.spectrum`).
+        probes: of the Lanczos quadrature; 0 for exact ones.
+        steps: the same.
         law: the Marchenko-Pastur law that a random weight would have, where known, or None.
     """
 
@@ -91,8 +92,8 @@ class Spectrum:
 
     @property
     def smallest(self) -> float:
-        """The smallest eigenvalue, zeros and negative ones included (unless exact: an upper
-        bound of it)."""
+        """The smallest eigenvalue, zeros and negative ones included (an upper bound of it,
+        unless exact)."""
         return float(self.eigenvalues[0])
 
     @property
@@ -117,7 +118,7 @@ class Spectrum:
 
     @property
     def zero_fraction(self) -> float:
-        """The part of the dim eigenvalues that are zero: ``1 - rank / dim``.
+        """The part of the dim eigenvalues that are zero, ``1 - rank / dim``.
 
         Unless exact, zeros show once their Ritz value has converged: soon where a gap sets them
         apart, late (more steps) where the other eigenvalues come close on both sides.
@@ -153,7 +154,7 @@ class Spectrum:
     def density(self, x: Any, width: float | None = None) -> Any:
         """The distribution of the non-zero eigenvalues, smoothed with a Gaussian.
 
-        Its integral is ``1 - zero_fraction``, as that of :meth:`MarchenkoPastur.pdf`.
+        Its integral is ``1 - zero_fraction``, as that of :meth:`.MarchenkoPastur.pdf`.
 
         Args:
             x: float, list, array or tensor.
@@ -223,7 +224,7 @@ class Spectrum:
 
         Args:
             ax: matplotlib axes to draw on; None makes a new figure.
-            law: the law to draw over it; "auto" is :attr:`law`, None draws none.
+            law: the law to draw over it; "auto" is ``S.law``, None draws none.
 
         Returns:
             The axes.

@@ -68,12 +68,12 @@ class MarchenkoPastur:
 
     @property
     def mean(self) -> float:
-        """Mean eigenvalue, the atom included: ``variance``, or ``ratio`` if normalized."""
+        """Mean eigenvalue with the atom, ``variance`` or ``ratio`` if normalized."""
         return self.ratio if self.variance is None else self.variance
 
     @property
     def atom(self) -> float:
-        """Mass at 0: ``1 - c`` for ``c < 1``, else 0."""
+        """Mass at 0, ``1 - c`` for ``c < 1``, else 0."""
         return max(0.0, 1.0 - self.ratio)
 
     @property

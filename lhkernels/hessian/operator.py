@@ -28,7 +28,7 @@ class LocalHessian:
     """Local Hessian of one block z = F(W, x): the curvature of its back-matching loss.
 
     The back-matching loss is 1/2 ||z_target - F(W, x)||^2 (paper, equation (5)). With J the
-    Jacobian of F, its Hessian (6) at the current point is
+    Jacobian of F, its Hessian (6) at the current point is::
 
         H = J^T J + sum_i g[i] d2F_i,     g = F - z_target = d loss / d z
 
@@ -129,7 +129,7 @@ class LocalHessian:
 
     @property
     def form(self) -> str:
-        """How products are computed: ``"gram"``, ``"factored"`` or ``"autograd"``.
+        """How products are computed, ``"gram"``, ``"factored"`` or ``"autograd"``.
 
         That of the last product; ``"auto"`` before the first one where its number of vectors
         decides.

@@ -44,7 +44,7 @@ def estimate(
     ``"auto"``: exact where there is a closed form of the trace or H is small, else Hutch++.
 
     Args:
-        H: a :class:`~lhkernels.hessian.LocalHessian`.
+        H: a :class:`~lhkernels.LocalHessian`.
         method: one of the above.
         probes: products with H to spend, at least 2 (Hutch++: 4); not used by ``"exact"``.
         seed: of the signs. The global random state is not touched, and the signs don't depend on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
-from lhkernels.step.layout import is_plain
+from lhkernels.step.layout import is_ordinary, laid_out
+from lhkernels.step.norms import CarriedNorms
 
 Buffers: TypeAlias = Sequence[Tensor | None]
 """A momentum buffer per parameter; None before its first step."""
@@ -40,11 +41,11 @@ UNMODIFIED = Modifiers()
 
 
 class StepSet(ABC):
-    """B parameters of one device and dtype, and the rule for their factors.
+    """B parameters of one device and dtype, and the rule for their scales.
 
-    Between norms and factors there is a seam: :meth:`sq_norms` may be read, combined with those of
-    other sets or ranks, and the factors given to :meth:`step` as ``Modifiers(scales=...)``. Without
-    these the set makes them from its own norms, ``s_b = coefficients[b] * sq_norms[b]``.
+    Between norms and scales there is a seam: :meth:`sq_norms` may be read, combined with those of
+    other sets or ranks, and the scales given to :meth:`step` as
+    ``Modifiers(scales=...)``. Without these the set makes them from its own norms.
 
     Args:
         params: dense tensors.
@@ -52,9 +53,11 @@ class StepSet(ABC):
         names: of the parameters, or their positions in the optimizer; default: those in the set.
         momentum_dtype: of the momentum buffers; None for the parameters' own.
         capturable: the step may be captured in a CUDA graph.
+        scale_constant: divides the scales of all blocks, but not of plain parameters.
     """
 
     name: str
+    norms: CarriedNorms | None = None
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class StepSet(ABC):
         names: Sequence[str | int] | None = None,
         momentum_dtype: torch.dtype | None = None,
         capturable: bool = False,
+        scale_constant: float | None = None,
     ) -> None:
         if momentum_dtype is not None and params[0].is_complex():
             raise ValueError(
@@ -71,7 +75,7 @@ class StepSet(ABC):
                 f"{params[0].dtype}; put it into a group with momentum_dtype=None"
             )
         self.params = list(params)
-        self.has_values = params[0].device.type != "meta" and all(map(is_plain, params))
+        self.has_values = params[0].device.type != "meta" and all(map(is_ordinary, params))
         self.admitted = False  # whether all of them have passed the check of the first step
         self.device = params[0].device
         self.blocks = blocks
@@ -80,20 +84,20 @@ class StepSet(ABC):
         self.momentum_dtype = momentum_dtype
         self.capturable = capturable
         self.norm_dtype = self.norm_dtype_for(params[0].dtype)
-        self.set_reference(1.0)
+        self.divide_scales(scale_constant)
 
     @staticmethod
     def norm_dtype_for(dtype: torch.dtype) -> torch.dtype:
-        """The dtype of norms and factors of parameters of ``dtype``."""
+        """The dtype of norms and scales of parameters of ``dtype``."""
         return reference.norm_dtype(dtype)
 
-    def set_reference(self, reference_scale: float) -> None:
-        """Divide the factors of all blocks (but not of plain parameters) by one constant."""
+    def divide_scales(self, constant: float | None) -> None:
+        """Take ``constant`` as the set's ``scale_constant``."""
         self.coefficients: Tensor | None = None
         if self.blocks is not None:
             self.coefficients = torch.tensor(
                 [
-                    b.coefficient if b.kind == "plain" else b.coefficient / reference_scale
+                    b.coefficient if b.kind == "plain" else b.coefficient / (constant or 1.0)
                     for b in self.blocks
                 ],
                 dtype=self.norm_dtype,
@@ -101,7 +105,7 @@ class StepSet(ABC):
             )
 
     def sq_norms(self) -> Tensor:
-        """``||W_b||_F^2`` of the stored weights, (B,); 1 where the factor has no norm in it.
+        """``||W_b||_F^2`` of the stored weights, (B,); 1 where the scale has no norm in it.
 
         Writes that bump no version are not looked for here, only in steps.
         """
@@ -111,14 +115,6 @@ class StepSet(ABC):
         one = torch.ones((), dtype=self.norm_dtype, device=self.device)
         return torch.stack([next(norms) if block.uses_norm else one for block in self.blocks])
 
-    def invalidate_norms(self) -> None:
-        """Forget norms that were carried over from the last step, if any were."""
-        return
-
-    def unseen(self) -> int | None:
-        """The position of a weight of which a wrong norm was carried over, once it is found out."""
-        return None
-
     def weight_sq_norms(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """``||W||_F^2`` of each, 0-dim."""
         if torch.is_grad_enabled():  # differentiable: the graph keeps the weights of before
@@ -126,7 +122,8 @@ class StepSet(ABC):
         return [reference.sq_norm(weight) for weight in weights]
 
     def scales(self) -> Tensor | None:
-        """``s_b``, (B,), from the set's own norms; None for plain SGD."""
+        """``s_b = coefficients[b] * sq_norms[b]``, (B,), in the set's norm dtype; None for plain
+        SGD."""
         return None if self.coefficients is None else self.coefficients * self.sq_norms()
 
     @abstractmethod
@@ -143,11 +140,25 @@ class StepSet(ABC):
             grads: a gradient per parameter, of its shape and device.
             buffers: a momentum buffer per parameter; None before its first step.
             h: the hyperparameters.
-            given: factors, the gradient scaler's tensors and a seed, where there are any.
+            given: scales, the gradient scaler's tensors and a seed, where there are any.
 
         Returns:
             The momentum buffers, new ones where there was None and momentum needs one.
         """
+
+    def carry_norms(self, carries: bool) -> None:
+        """Whether norms may be carried from one step to the next, where a backend does that."""
+        if self.norms is not None:
+            self.norms.carries = carries
+
+    def invalidate_norms(self) -> None:
+        """Forget norms that were carried over from the last step, if any were."""
+        if self.norms is not None:
+            self.norms.forget()
+
+    def unseen(self) -> int | None:
+        """The position of a weight of which a wrong norm was carried over, once it is found out."""
+        return None
 
 
 def stream_of(name: str | int) -> int:
@@ -159,65 +170,40 @@ def stream_of(name: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=8).digest(), "big") >> 2
 
 
-class PlainTorchSet(StepSet):
-    """A set stepped by PyTorch's own operations; the host reads ``found_inf``, if there is one."""
+class FusedSet(StepSet):
+    """Dense parameters, stepped by one kernel that leaves the norms for the next step."""
 
-    def step(
-        self,
-        grads: Sequence[Tensor],
-        buffers: Buffers,
-        h: Hyperparameters,
-        given: Modifiers = UNMODIFIED,
-    ) -> Buffers:
-        if given.found_inf is not None and given.found_inf.item() != 0:
-            return buffers
-        if given.grad_scale is not None:  # widened first: float16 would lose what is unscaled
-            grads = [
-                grad.to(torch.promote_types(grad.dtype, torch.float32)) / given.grad_scale
-                for grad in grads
-            ]
-        rounding = None
-        if given.seed is not None:
-            rounding = [
-                torch.Generator(self.device).manual_seed(stream ^ int(given.seed))
-                for stream in self.streams
-            ]
-        scales = self.scales() if given.scales is None else given.scales
-        return self.update(grads, buffers, h, scales, rounding)
+    norms: CarriedNorms
 
+    def __init__(
+        self, params: Sequence[Tensor], blocks: Sequence[Block] | None, **options: Any
+    ) -> None:
+        super().__init__(params, blocks, **options)
+        self.uses_norm = [block.uses_norm for block in self.blocks or ()]
+        self.norms = CarriedNorms(self.params, self.uses_norm)
+
+    @staticmethod
     @abstractmethod
-    def update(
-        self,
-        grads: Sequence[Tensor],
-        buffers: Buffers,
-        h: Hyperparameters,
-        scales: Tensor | None,
-        rounding: Sequence[torch.Generator] | None,
-    ) -> Buffers:
-        """The step proper, of unscaled gradients; ``rounding``, one for each parameter, draws for
-        stochastic rounding."""
+    def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+        """Why the backend can't step such parameters here; None if it can."""
 
+    def in_memory_order(
+        self, grads: Sequence[Tensor], buffers: Buffers, h: Hyperparameters
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients and buffers in their parameters' layouts, as a kernel walks them side by side.
 
-class ReferenceSet(PlainTorchSet):
-    """The specification, a parameter at a time."""
-
-    name = "reference"
-
-    def update(
-        self,
-        grads: Sequence[Tensor],
-        buffers: Buffers,
-        h: Hyperparameters,
-        scales: Tensor | None,
-        rounding: Sequence[torch.Generator] | None,
-    ) -> Buffers:
-        if torch.is_grad_enabled():  # differentiable: what the graph has saved is not overwritten
-            buffers = [None if buffer is None else buffer.clone() for buffer in buffers]
-        nothing = [None] * len(self.params)
-        each = nothing if scales is None else scales.unbind()
-        return [
-            reference.step(param, grad, buffer, scale, h, self.momentum_dtype, draws)
-            for param, grad, buffer, scale, draws in zip(
-                self.params, grads, buffers, each, rounding or nothing, strict=True
-            )
+        Buffers are zeros before the first step, and there are none where momentum is 0.
+        """
+        strides = [param.stride() for param in self.params]
+        grads = laid_out(grads, self.params, strides)
+        if h.momentum == 0:
+            return grads, []
+        dtype = self.momentum_dtype or self.params[0].dtype
+        kept = [
+            torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            if buffer is None
+            # a kernel takes one dtype for all of them
+            else (buffer if buffer.dtype is dtype else buffer.to(dtype))
+            for param, buffer in zip(self.params, buffers, strict=True)
         ]
+        return grads, laid_out(kept, self.params, strides)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from lhkernels.step.base import ReferenceSet, StepSet
+from lhkernels.step.base import FusedSet, StepSet
 from lhkernels.step.cpp import CppSet
-from lhkernels.step.foreach import ForeachSet
-from lhkernels.step.fused import FusedSet
+from lhkernels.step.torch_ops import ForeachSet, ReferenceSet
 from lhkernels.step.triton import TritonSet
 
 FUSED: dict[str, type[FusedSet]] = {"cpp": CppSet, "triton": TritonSet}

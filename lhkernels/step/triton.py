@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
-from lhkernels.step.base import Modifiers
-from lhkernels.step.fused import FusedSet
+from lhkernels.step.base import UNMODIFIED, Buffers, FusedSet, Modifiers
+from lhkernels.step.layout import as_real
 from lhkernels.step.triton_tables import Tables
 
 LOOK_EVERY = 16
@@ -31,9 +31,8 @@ class TritonSet(FusedSet):
     ) -> None:
         super().__init__(params, blocks, **options)
         uses_norm = None if blocks is None else self.uses_norm
-        self._tables = Tables(
-            self.views, uses_norm=uses_norm, streams=self.streams, capturable=self.capturable
-        )
+        options = {"streams": self.streams, "capturable": self.capturable}
+        self._tables = Tables(as_real(self.params), uses_norm=uses_norm, **options)
         self._steps = 0
         self._copied: Tensor | None = None  # of the tables' `unseen`, some steps ago
 
@@ -51,14 +50,40 @@ class TritonSet(FusedSet):
             return f"Triton kernels run on {device_type} tensors only under TRITON_INTERPRET=1"
         return None
 
+    @torch.no_grad()
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Buffers,
+        h: Hyperparameters,
+        given: Modifiers = UNMODIFIED,
+    ) -> Buffers:
+        from lhkernels.step import triton_kernel
+
+        tables = self._tables
+        on_gpu = tables.device.type == "cuda"
+        if on_gpu and not self.capturable and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "capturable=False, but the step is being captured in a CUDA graph; build the "
+                "optimizer with capturable=True, so that its norms alternate on the device"
+            )
+        grads, kept = self.in_memory_order(grads, buffers, h)
+        real = [grad.resolve_neg() for grad in as_real(grads)]
+        with self.norms.renewed() as stale:
+            tables.update(as_real(self.params), real, as_real(kept))
+            tables.coefficients = self.coefficients
+            triton_kernel.refresh_norms(tables, stale)
+            triton_kernel.step(tables, h, *given)
+            increment_version([*self.params, *kept])
+        return kept
+
     def sq_norms(self) -> Tensor:
         from lhkernels.step import triton_kernel
 
-        stale = self.stale()
-        if stale:
-            self._tables.update(self.views)
-            triton_kernel.refresh_norms(self._tables, stale)
-            self.mark()
+        with self.norms.renewed() as stale:
+            if stale:
+                self._tables.update(as_real(self.params))
+                triton_kernel.refresh_norms(self._tables, stale)
         return triton_kernel.sq_norms(self._tables)
 
     def unseen(self) -> int | None:
@@ -92,41 +117,4 @@ class TritonSet(FusedSet):
 
     def invalidate_norms(self) -> None:
         super().invalidate_norms()
-        if hasattr(self, "_tables"):  # not in construction
-            self._forget_unseen()
-
-    def launch(
-        self,
-        grads: Sequence[Tensor],
-        buffers: Sequence[Tensor],
-        stale: list[int],
-        h: Hyperparameters,
-        given: Modifiers,
-    ) -> None:
-        from lhkernels.step import triton_kernel
-
-        tables = self._tables
-        on_gpu = tables.device.type == "cuda"
-        if on_gpu and not self.capturable and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "capturable=False, but the step is being captured in a CUDA graph; build the "
-                "optimizer with capturable=True, so that its norms alternate on the device"
-            )
-        grads = [grad.resolve_neg() for grad in grads]
-        tables.update(self.views, grads, buffers)
-        tables.coefficients = self.coefficients
-        triton_kernel.refresh_norms(tables, stale)
-        triton_kernel.step(
-            tables,
-            as_scalar(h.lr),
-            h.momentum,
-            h.dampening,
-            as_scalar(h.weight_decay),
-            nesterov=h.nesterov,
-            maximize=h.maximize,
-            scales=given.scales,
-            grad_scale=given.grad_scale,
-            found_inf=given.found_inf,
-            seed=given.seed,
-        )
-        increment_version([*self.params, *buffers])
+        self._forget_unseen()

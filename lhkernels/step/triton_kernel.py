@@ -2,7 +2,7 @@ r"""The step as one multi-tensor Triton kernel: B tensors, one launch.
 
 For every tensor b, with its weight W, gradient g and momentum buffer m, in float32:
 
-    s = coefficient * ||W||^2             (or the coefficient alone, or given, or no factor at all)
+    s = coefficient * ||W||^2             (or the coefficient alone, or given, or no scale at all)
     d = s * (±g / grad_scale + weight_decay * W)
     m <- momentum * m + (1 - dampening) * d
     W <- W - lr * m                       (nesterov: d + momentum * m; no momentum: d)
@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.step.triton_tables import Tables
 
 # With tiles of 1024 elements, 8 for each of 128 threads: one 128-bit access of bfloat16, or two of
@@ -63,7 +64,7 @@ def _tree_sum(x, N: tl.constexpr):
 
 @triton.jit
 def _sq_norm(b, extents, partials, N: tl.constexpr):
-    """``||W_b||^2`` from its chunks' partial sums; 1 where the factor has no norm."""
+    """``||W_b||^2`` from its chunks' partial sums; 1 where the scale has no norm."""
     first = tl.load(extents + 4 * b + 2)
     count = tl.load(extents + 4 * b + 3)
     lanes = tl.arange(0, N)
@@ -265,13 +266,7 @@ def sq_norm_kernel(extents, partials, parity, chunks, out):
 
 def step(
     tables: Tables,
-    lr: float | Tensor,
-    momentum: float | Tensor = 0.0,
-    dampening: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
-    *,
-    nesterov: bool = False,
-    maximize: bool = False,
+    h: Hyperparameters,
     scales: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
@@ -283,8 +278,7 @@ def step(
 
     Args:
         tables: up to date; their norms, if they keep any, must be those of the stored weights.
-        lr, momentum, dampening, weight_decay: numbers, or 1-element tensors.
-        nesterov, maximize: as in :class:`torch.optim.SGD`.
+        h: the hyperparameters; those that are tensors on a device are read there.
         scales: ``s_b``, (B,); default: from the tables' coefficients and norms.
         grad_scale: 1-element; gradients are divided by it.
         found_inf: 1-element; anything but 0 leaves everything as it is.
@@ -302,10 +296,10 @@ def step(
             tables.pointers, tables.extents, tables.owners,
             tables.coefficients if scales is None else None,
             tables.partials, _number(tables.parity), tables.chunks, tables.unseen,
-            _real(lr), _real(momentum), _real(dampening), _real(weight_decay),
+            _real(h.lr), _real(h.momentum), _real(h.dampening), _real(h.weight_decay),
             scales, grad_scale, found_inf, seed, None if seed is None else tables.streams,
             PARAM=DTYPES[param], GRAD=DTYPES[grad], BUFFER=DTYPES[buffer] if buffer else None,
-            NESTEROV=nesterov, MAXIMIZE=maximize, TILE=tables.tile, num_warps=NUM_WARPS,
+            NESTEROV=h.nesterov, MAXIMIZE=h.maximize, TILE=tables.tile, num_warps=NUM_WARPS,
         )  # fmt: skip
         if tables.partials is not None:
             tables.swap()

@@ -19,7 +19,7 @@ MIN_CHUNK = 16 * TILE
 ALIGNMENT = 16
 """Bytes: what a 128-bit access needs."""
 NO_NORM = -1
-"""In place of the number of partial sums, where a factor does not use the norm."""
+"""In place of the number of partial sums, where a scale does not use the norm."""
 CAPTURES = 16
 """Graphs for which pinned memory is set aside: not every torch can allocate it in a capture."""
 
@@ -54,9 +54,9 @@ class Tables:
     Args:
         params: dense.
         grads, buffers: as in :meth:`update`; they may come later, and change dtype.
-        uses_norm: whose factor has a norm in it; None keeps no norms.
-        coefficients: (B,) float32 on the device: the factor, or what the squared norm is multiplied
-            with to give it. None for plain SGD, or where every step is given its factors. May be
+        uses_norm: whose scale has a norm in it; None keeps no norms.
+        coefficients: (B,) float32 on the device: the scale, or what the squared norm is multiplied
+            with to give it. None for plain SGD, or where every step is given its scales. May be
             replaced at any time.
         streams: default: the positions.
         capturable: keep ``parity`` on the device, so that a CUDA graph can replay the step.

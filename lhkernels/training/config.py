@@ -1,14 +1,17 @@
-"""The options of a training run, validated once, and every default in one place."""
+"""The options of a training run: default, range and description of each in one place."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 from lhkernels.hyperparameters import SCALE_REFERENCES
-from lhkernels.training.errors import ConfigError
+from lhkernels.training.errors import ConfigError, shown
 from lhkernels.training.models import LAYOUTS
 
 OPTIMIZERS = ("sgd", "sa-sgd", "lars")
@@ -52,6 +55,76 @@ DEFAULTS: Mapping[str, DataDefaults] = {
 }
 DATA = tuple(DEFAULTS)
 
+KINDS = {int: "a whole number", float: "a finite number"}
+BOUNDS = {
+    "above": operator.gt,
+    "at least": operator.ge,
+    "below": operator.lt,
+    "at most": operator.le,
+}
+GROUPS = WHAT, HOW, WHERE = "data and model", "training", "run"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of ``TrainConfig`` may be, and how the command line describes it.
+
+    ``rule`` has the choices, or bounds as they are told: "at least 0 and below 1". Where several
+    values may be given, ``several`` says how; kind and rule are those of each.
+    """
+
+    kind: type
+    default: Any
+    rule: tuple[str, ...] | str
+    group: str
+    metavar: str | None
+    text: str = ""
+    several: str = ""
+
+    @property
+    def help(self) -> str:
+        """The text, or else the choices, and the default."""
+        text = self.text or ", ".join(self.rule if isinstance(self.rule, tuple) else ())
+        if self.default in (None, False):
+            return text
+        return f"{text} (default: {shown(self.default)})".strip()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a ConfigError for a value, or one of several, that breaks the rule."""
+        if isinstance(self.rule, tuple):
+            if self.rule and value not in self.rule:
+                raise ConfigError(name, value, f"choose from {', '.join(self.rule)}")
+            return
+        bounds = (bound.rsplit(" ", 1) for bound in self.rule.split(" and "))
+        valid = isinstance(value, (int, self.kind)) and not isinstance(value, bool)
+        if not (
+            valid
+            and math.isfinite(value)
+            and all(BOUNDS[words](value, float(bound)) for words, bound in bounds)
+        ):
+            raise ConfigError(name, value, f"must be {KINDS[self.kind]}, {self.rule}")
+
+    def check_all(self, name: str, given: Any) -> tuple[Any, ...]:
+        """The values as a tuple, one value too."""
+        single = isinstance(given, str) or not isinstance(given, Iterable)
+        values = (given,) if single else tuple(given)
+        if not values:
+            raise ConfigError(name, "", "name at least one")
+        if len(set(values)) < len(values):
+            raise ConfigError(name, values, "name each one only once")
+        for value in values:
+            self.check(name, value)
+        return values
+
+
+def option(kind: type, default: Any, *rest: Any, **named: Any) -> Any:
+    """A field of ``TrainConfig`` with its ``Option``."""
+    known = Option(kind, default, *rest, **named)
+    return field(default=default, metadata={"option": known})
+
+
+choice, whole, number = (partial(option, kind) for kind in (str, int, float))
+
 
 class RunKey(NamedTuple):
     """One of the runs of a ``TrainConfig``."""
@@ -75,86 +148,103 @@ class TrainConfig:
     steered by them.
     """
 
-    data: str = "digits"
-    data_dir: str | None = None
-    model: str = FROM_DATA
-    width: float = 1.0
-    depth: int = 1
-    optimizers: tuple[str, ...] = ("sgd", "sa-sgd")
-    lr: Mapping[str, float] = FROM_DATA
-    scale_reference: str = "output"
-    momentum: float = 0.9
-    weight_decay: float = 0.005
-    patience: int = 10
-    lr_factor: float = 0.5
-    seeds: tuple[int, ...] = (0,)
-    epochs: int = FROM_DATA
-    batch_size: int = FROM_DATA
-    init_scale: float | tuple[float, ...] = 1.0
-    flip: float = FROM_DATA
-    rotate: float = FROM_DATA
-    limit: int | None = None
-    validation: int = 0
-    shrink: int = 1
-    device: str = "auto"
-    amp: bool = False
+    data: str = choice("digits", DATA, WHAT, "NAME")
+    data_dir: str | None = choice(
+        None, (), WHAT, "DIR",
+        "folder of the data set's files (default: $LHKERNELS_DATA; nothing is downloaded)",
+    )  # fmt: skip
+    model: str = choice(FROM_DATA, MODELS, WHAT, "NAME")
+    width: float = number(
+        1.0, "above 0 and at most 64", WHAT, "X", "multiplies channel numbers, up to 64"
+    )
+    depth: int = whole(
+        1, "at least 1 and at most 64", WHAT, "N", "N convolutions in place of each one"
+    )
+    optimizers: tuple[str, ...] = choice(
+        ("sgd", "sa-sgd"), OPTIMIZERS, HOW, "A,B",
+        f"of {', '.join(OPTIMIZERS)}, which needs pytorch_optimizer",
+        several=f"has an empty name; give some of {','.join(OPTIMIZERS)}",
+    )  # fmt: skip
+    lr: Mapping[str, float] = number(
+        FROM_DATA, "at least 0", HOW, "LR",
+        "one number, or one per optimizer: sgd=0.1,sa-sgd=0.005",
+        several="give one number, or one for each optimizer: sgd=0.1,sa-sgd=0.005",
+    )  # fmt: skip
+    scale_reference: str = choice(
+        "output", SCALE_REFERENCES, HOW, "REF",
+        "sa-sgd's scales count from the network's output, or with initial they start with a "
+        "geometric mean of one",
+    )  # fmt: skip
+    momentum: float = number(0.9, "at least 0 and below 1", HOW, "M")
+    weight_decay: float = number(0.005, "at least 0", HOW, "D")
+    patience: int = whole(10, "at least 0", HOW, "N", "epochs without a lower test error")
+    lr_factor: float = number(
+        0.5, "above 0 and below 1", HOW, "F", "after that many, lr is multiplied by F"
+    )
+    seeds: tuple[int, ...] = whole(
+        (0,), "at least 0 and at most 2147483647", HOW, "0,1,2", "one run each",
+        several="give whole numbers: 0,1,2",
+    )  # fmt: skip
+    epochs: int = whole(
+        FROM_DATA, "at least 1 and at most 1000000", HOW, "N", "epochs of each optimizer"
+    )
+    # Batch normalisation has no variance to divide by in a batch of one.
+    batch_size: int = whole(FROM_DATA, "at least 2", HOW, "N", "images in a batch")
+    # Far beyond these float32 has no squared norm for the weights but 0 or infinity.
+    init_scale: float | tuple[float, ...] = number(
+        1.0, "at least 1e-06 and at most 1e+06", WHAT, "C",
+        "multiplies every initial weight that batch normalisation follows, 1e-6 to 1e6; several, "
+        "0.1,1,10, are runs each, drawn over the scale",
+        several="give numbers: 0.1,1,10",
+    )  # fmt: skip
+    flip: float = number(
+        FROM_DATA, "at least 0 and at most 1", WHAT, "P", "probability of a left-right flip"
+    )
+    rotate: float = number(
+        FROM_DATA, "at least 0 and at most 180", WHAT, "DEG", "largest rotation in degrees"
+    )
+    limit: int | None = whole(None, "at least 2", WHAT, "N", "only the first N training images")
+    validation: int = whole(
+        0, "at least 0", WHAT, "N",
+        "hold out the last N training images; the schedule then watches their error",
+    )  # fmt: skip
+    # The smallest images, digits, are 8x8.
+    shrink: int = whole(
+        1, "at least 1 and at most 8", WHAT, "K", "average KxK pixels of all images"
+    )
+    device: str = choice("auto", DEVICES, WHERE, "DEV")
+    amp: bool = option(
+        bool, False, (), WHERE, None,
+        "mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        _one_of("data", self.data, DATA)
-        for name in ("model", "epochs", "batch_size", "flip", "rotate"):
-            if getattr(self, name) is FROM_DATA:
-                object.__setattr__(self, name, getattr(DEFAULTS[self.data], name))
-        object.__setattr__(self, "optimizers", tuple(self.optimizers))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
-        if isinstance(self.init_scale, (list, tuple)):
-            several = tuple(self.init_scale)
-            object.__setattr__(self, "init_scale", several[0] if len(several) == 1 else several)
-        self._check()
-        object.__setattr__(self, "lr", self._resolve_lr())
+        for name, known in OPTIONS.items():
+            value = getattr(self, name)
+            if name == "lr":
+                value = self._rates(value)
+            elif known.several:
+                value = known.check_all(name, value)
+            else:
+                if value is None:
+                    value = getattr(DEFAULTS[self.data], name, known.default)
+                if value is not None:
+                    known.check(name, value)
+            object.__setattr__(self, name, value)
+        if len(self.init_scales) == 1:
+            object.__setattr__(self, "init_scale", self.init_scales[0])
 
-    def _check(self) -> None:
-        _one_of("model", self.model, MODELS)
-        _one_of("scale_reference", self.scale_reference, SCALE_REFERENCES)
-        _one_of("device", self.device, DEVICES)
-        _distinct("optimizers", self.optimizers)
-        for optimizer in self.optimizers:
-            _one_of("optimizers", optimizer, OPTIMIZERS)
-        _distinct("seeds", self.seeds)
-        for seed in self.seeds:
-            _integer("seeds", seed, 0, 2**31 - 1)
-        _integer("epochs", self.epochs, 1, 10**6)
-        # Batch normalisation has no variance to divide by in a batch of one.
-        _integer("batch_size", self.batch_size, 2)
-        _integer("patience", self.patience, 0)
-        if self.limit is not None:
-            _integer("limit", self.limit, 2)
-        _integer("validation", self.validation, 0)
-        _integer("shrink", self.shrink, 1, 8)  # the smallest images, digits, are 8x8
-        _integer("depth", self.depth, 1, 64)
-        _number("width", self.width, above=0, most=64)
-        # Far beyond these float32 has no squared norm for the weights but 0 or infinity.
-        _distinct("init_scale", self.init_scales)
-        for scale in self.init_scales:
-            _number("init_scale", scale, least=1e-6, most=1e6)
-        _number("momentum", self.momentum, least=0, below=1)
-        _number("weight_decay", self.weight_decay, least=0)
-        _number("lr_factor", self.lr_factor, above=0, below=1)
-        _number("flip", self.flip, least=0, most=1)
-        _number("rotate", self.rotate, least=0, most=180)
-
-    def _resolve_lr(self) -> dict[str, float]:
+    def _rates(self, given: Any) -> dict[str, float]:
         """One learning rate for each of the optimizers, in their order."""
-        given: Any = self.lr
         if given is FROM_DATA:
             given = {}
         elif not isinstance(given, Mapping):
             given = dict.fromkeys(self.optimizers, given)
         for optimizer, value in given.items():
             if optimizer not in self.optimizers:
-                raise ConfigError(
-                    "lr", f"{optimizer}={value}", f"name one of {', '.join(self.optimizers)}"
-                )
-            _number("lr", value, least=0)
+                wrong = f"{optimizer}={value}"
+                raise ConfigError("lr", wrong, f"name one of {', '.join(self.optimizers)}")
+            OPTIONS["lr"].check("lr", value)
         defaults = dict(DEFAULTS[self.data].lr)
         if self.scale_reference == "initial":
             # The scales then start with a geometric mean of one: SGD's learning rate carries over.
@@ -167,101 +257,34 @@ class TrainConfig:
 
     def run_keys(self) -> list[RunKey]:
         """Every run, in the order in which they are trained and reported."""
-        return [
-            RunKey(scale, seed, optimizer)
-            for scale in self.init_scales
-            for seed in self.seeds
-            for optimizer in self.optimizers
-        ]
+        return [RunKey(*k) for k in product(self.init_scales, self.seeds, self.optimizers)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, ``TrainConfig(**config.to_dict()) == config``."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def parse_lr(text: str) -> float | dict[str, float]:
-    """``"0.1"`` -> 0.1, ``"sgd=0.1,sa-sgd=0.005"`` -> {"sgd": 0.1, "sa-sgd": 0.005}."""
+OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in fields(TrainConfig)}
+
+
+def parse(name: str, text: str) -> Any:
+    """What ``text`` says for an option that may have several values.
+
+    ``"0,1"`` for seeds -> (0, 1), ``"10"`` for init_scale -> 10.0, and for lr
+    ``"sgd=0.1,sa-sgd=0.005"`` -> {"sgd": 0.1, "sa-sgd": 0.005}.
+    """
+    kind, remedy = OPTIONS[name].kind, OPTIONS[name].several
+    parts = [part.strip() for part in text.split(",")]
     try:
-        if "=" not in text:
-            return float(text)
-        pairs = [part.split("=") for part in text.split(",")]
-        rates = {name.strip(): float(value) for name, value in pairs}
+        if name == "lr" and (len(parts) > 1 or "=" in text):
+            pairs = [part.split("=") for part in parts]
+            rates = {optimizer.strip(): kind(value) for optimizer, value in pairs}
+            if len(rates) == len(pairs):
+                return rates
+            remedy = "name each optimizer only once"
+        elif all(parts):
+            values = tuple(map(kind, parts))
+            return values[0] if kind is float and len(values) == 1 else values
     except ValueError:
-        raise ConfigError(
-            "lr", text, "give one number, or one for each optimizer: sgd=0.1,sa-sgd=0.005"
-        ) from None
-    if len(rates) < len(pairs):
-        raise ConfigError("lr", text, "name each optimizer only once")
-    return rates
-
-
-def parse_optimizers(text: str) -> tuple[str, ...]:
-    """``"sgd,sa-sgd"`` -> ("sgd", "sa-sgd")."""
-    names = tuple(part.strip() for part in text.split(","))
-    if not all(names):
-        raise ConfigError(
-            "optimizers", text, f"has an empty name; give some of {','.join(OPTIMIZERS)}"
-        )
-    return names
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """``"0,1,2"`` -> (0, 1, 2)."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError("seeds", text, "give whole numbers: 0,1,2") from None
-
-
-def parse_init_scale(text: str) -> float | tuple[float, ...]:
-    """``"10"`` -> 10.0, ``"0.1,1,10"`` -> (0.1, 1.0, 10.0)."""
-    try:
-        scales = tuple(float(part) for part in text.split(","))
-        return scales[0] if len(scales) == 1 else scales
-    except ValueError:
-        raise ConfigError("init_scale", text, "give numbers: 0.1,1,10") from None
-
-
-def _one_of(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(field, value, f"choose from {', '.join(choices)}")
-
-
-def _distinct(field: str, values: tuple[object, ...]) -> None:
-    listed = ",".join(map(str, values))
-    if not values:
-        raise ConfigError(field, "(empty)", "name at least one")
-    if len(set(values)) < len(values):
-        raise ConfigError(field, listed, "name each one only once")
-
-
-def _integer(field: str, value: Any, least: int, most: int | None = None) -> None:
-    valid = isinstance(value, int) and not isinstance(value, bool)
-    if not valid or value < least or (most is not None and value > most):
-        upper = "" if most is None else f" and at most {most}"
-        raise ConfigError(field, value, f"must be a whole number, at least {least}{upper}")
-
-
-def _number(
-    field: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    below: float = math.inf,
-    most: float = math.inf,
-) -> None:
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if valid and math.isfinite(value) and above < value < below and least <= value <= most:
-        return
-    bounds = [
-        f"{words} {bound:g}"
-        for words, bound in (
-            ("above", above), ("at least", least), ("below", below), ("at most", most),
-        )
-        if math.isfinite(bound)
-    ]  # fmt: skip
-    raise ConfigError(field, value, f"must be a finite number, {' and '.join(bounds)}")
+        pass
+    raise ConfigError(name, text, remedy)

@@ -1,4 +1,4 @@
-"""A data set in memory, and the batches drawn from it: the same ones for every optimizer."""
+"""A data set in memory, and the augmented batches drawn from it, the same for every optimizer."""
 
 from __future__ import annotations
 
@@ -10,36 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lhkernels.training.augment import augment
 from lhkernels.training.config import TrainConfig
 from lhkernels.training.errors import ConfigError
 from lhkernels.training.models import smallest_image
-from lhkernels.training.sources import load_raw
+from lhkernels.training.sources import RawData, load_raw
 
 
 @dataclass(frozen=True)
-class ImageData:
+class ImageData(RawData):
     """Images (N, C, H, W) uint8 and labels (N,) int64; mean and std (C,) of the training pixels.
 
     The validation images and labels are None where none are held out.
     """
 
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
     mean: Tensor
     std: Tensor
-    classes: int
     validation_images: Tensor | None = None
     validation_labels: Tensor | None = None
 
     def to(self, device: torch.device) -> ImageData:
-        moved: dict[str, Any] = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in tensors.items()}
         return replace(self, **moved)
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
@@ -71,24 +62,18 @@ def load(config: TrainConfig) -> ImageData:
         remedy = f"of {len(raw.train_labels)} training images at least 2 must be left to train on"
         raise ConfigError("validation", config.validation, remedy)
     chosen = slice(None, available if config.limit is None else min(config.limit, available))
-    held_out = slice(available, None)
     mean, std = channel_statistics(shrink(raw.train_images[chosen], config.shrink))
-    side = smallest_image(config.model)
 
-    def prepared(images: Tensor) -> Tensor:
-        return zero_pad(shrink(images, config.shrink), side)
+    def prepared(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images = shrink(images, config.shrink)
+        return zero_pad(images, smallest_image(config.model)), labels.long()
 
-    return ImageData(
-        prepared(raw.train_images[chosen]),
-        raw.train_labels[chosen].long(),
-        prepared(raw.test_images),
-        raw.test_labels.long(),
-        mean,
-        std,
-        raw.classes,
-        prepared(raw.train_images[held_out]) if config.validation else None,
-        raw.train_labels[held_out].long() if config.validation else None,
-    )
+    train = prepared(raw.train_images[chosen], raw.train_labels[chosen])
+    test = prepared(raw.test_images, raw.test_labels)
+    held_out: tuple[Tensor, ...] = ()
+    if config.validation:
+        held_out = prepared(raw.train_images[available:], raw.train_labels[available:])
+    return ImageData(*train, *test, raw.classes, mean, std, *held_out)
 
 
 def shrink(images: Tensor, factor: int) -> Tensor:
@@ -142,6 +127,34 @@ def batches(
     for chosen in order[: count // size * size].split(size):
         images = augment(data.train_images[chosen].float(), config.flip, config.rotate, stream)
         yield data.normalise(images), data.train_labels[chosen]
+
+
+def augment(images: Tensor, flip: float, rotate: float, generator: torch.Generator) -> Tensor:
+    """Flip each image left-right with probability ``flip``, then turn it by up to ``rotate`` deg.
+
+    images: (N, C, H, H) float, black = 0, on any device. ``generator`` is the CPU's whatever the
+    device of the images, so that the random choices are the same everywhere. ``flip`` 0 and
+    ``rotate`` 0 return the images as they are. Corners turned in from outside are black.
+    """
+    count = len(images)
+    if flip > 0:
+        chosen = torch.rand(count, generator=generator) < flip
+        images = torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+    if rotate > 0:
+        angles = (2 * torch.rand(count, generator=generator) - 1) * rotate
+        images = rotate_images(images, angles.to(images.device))
+    return images
+
+
+def rotate_images(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn image i of (N, C, H, H) by ``degrees[i]``, counter-clockwise, about its centre."""
+    radians = torch.deg2rad(degrees)
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    # Row-major [[cos, -sin, 0], [sin, cos, 0]]: maps a point of the output to its source. Rows run
+    # downwards, so this turns the content counter-clockwise on the screen.
+    affine = torch.stack((cos, -sin, zero, sin, cos, zero), dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def steps_per_epoch(data: ImageData, config: TrainConfig) -> int:

@@ -1,4 +1,4 @@
-"""A study on a terminal: a line per epoch, live bars below, a table at the end.
+"""A training on a terminal: a line per epoch, live bars below, a table at the end.
 
 Where output is no terminal only the lines and the table are printed, without control codes.
 """
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from lhkernels.tables import table
 from lhkernels.training.config import TrainConfig
 from lhkernels.training.data import ImageData, steps_per_epoch
-from lhkernels.training.loop import Record, Run
-from lhkernels.training.study import Observer
+from lhkernels.training.loop import Run
+from lhkernels.training.trainer import Observer
 
 COLUMN = 16  # characters for an optimizer's loss and error in an epoch's line
 
@@ -27,8 +27,7 @@ class Display(Observer):
     """Prints to ``console``; ``progress=False`` leaves only the table at the end."""
 
     def __init__(self, console: Console, progress: bool = True) -> None:
-        self.console = console
-        self.lines = progress
+        self.console, self.lines = console, progress
         live = progress and console.is_terminal and not console.is_dumb_terminal
         self.bars = Bars(console) if live else None
 
@@ -37,12 +36,12 @@ class Display(Observer):
         if not self.lines:
             return
         images, channels, height, width = data.train_images.shape
+        where = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
         self._print(
             f"{config.data}: {images} training and {len(data.test_labels)} test images, "
-            f"{channels}x{height}x{width}"
+            f"{channels}x{height}x{width}\n"
+            f"{config.model}, batches of {config.batch_size}, on {where}"
         )
-        where = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-        self._print(f"{config.model}, batches of {config.batch_size}, on {where}")
 
     def start_seed(self, runs: list[Run]) -> None:
         if not self.lines:
@@ -57,39 +56,34 @@ class Display(Observer):
         names = "".join(run.name.rjust(COLUMN) for run in runs)
         self._print(f"epoch   {names}\n        " + "loss   error".rjust(COLUMN) * len(runs))
         if self.bars:
-            self.bars.start_seed(runs, steps_per_epoch(self.data, self.config), self.config.epochs)
+            self.bars.start(runs, steps_per_epoch(self.data, self.config), self.config.epochs)
 
     def batch(self, run: Run, step: int, loss: float) -> None:
         if self.bars:
             self.bars.batch(run, step, loss)
 
-    def epoch(self, run: Run, record: Record) -> None:
+    def epoch(self, runs: list[Run], epoch: int) -> None:
         if self.bars:
             self.bars.epoch()
-
-    def epoch_done(self, runs: list[Run], epoch: int) -> None:
+        done = all(len(run.history) >= epoch or run.diverged for run in runs)
         # With several scales it is their last epochs that are compared.
-        if self.lines and (len(self.config.init_scales) == 1 or epoch == self.config.epochs):
+        compared = len(self.config.init_scales) == 1 or epoch == self.config.epochs
+        if self.lines and done and compared:
             cells = "".join(epoch_cell(run, epoch) for run in runs)
             self._print(f"{epoch:>3}/{self.config.epochs:<4}{cells}")
 
     def finish(self, report: dict[str, Any]) -> None:
         if self.bars:
-            self.bars.stop()
-        self.console.print(summary_table(report, self._plus_minus()))
+            self.bars.progress.stop()
+        utf = self.console.encoding.lower().startswith("utf")
+        self.console.print("", summary_table(report, "±" if utf else "+-"), "", sep="\n")
         for run in report["runs"]:
             if run["status"] == "diverged":
+                scale = f"scale {run['init_scale']:g}, " * (len(self.config.init_scales) > 1)
                 self._print(
                     f"{run['optimizer']} diverged in epoch {run['diverged_in_epoch']} "
-                    f"({self._place(run)}): try a smaller --lr for it"
+                    f"({scale}seed {run['seed']}): try a smaller --lr for it"
                 )
-
-    def _place(self, run: dict[str, Any]) -> str:
-        scale = f"scale {run['init_scale']:g}, " if len(self.config.init_scales) > 1 else ""
-        return f"{scale}seed {run['seed']}"
-
-    def _plus_minus(self) -> str:
-        return "±" if self.console.encoding.lower().startswith("utf") else "+-"
 
     def _print(self, text: str) -> None:
         # Plain: rich would colour the numbers and read [brackets] as markup.
@@ -110,17 +104,15 @@ class Bars:
         )
         self.tasks: dict[str, TaskID] = {}
 
-    def start_seed(self, runs: list[Run], steps: int, epochs: int) -> None:
+    def start(self, runs: list[Run], steps: int, epochs: int) -> None:
         for task in self.progress.task_ids:
             self.progress.remove_task(task)
-        self.tasks = {
-            run.name: self.progress.add_task(run.name, total=steps, note="") for run in runs
-        }
-        done = sum(len(run.history) for run in runs)
-        self.all = self.progress.add_task(
-            "epochs", total=epochs * len(runs), completed=done, note=""
-        )
-        self.started, self.done_before, self.done = time.monotonic(), done, done
+        add = self.progress.add_task
+        self.tasks = {run.name: add(run.name, total=steps, note="") for run in runs}
+        self.before = self.done = sum(len(run.history) for run in runs)
+        self.total = epochs * len(runs)
+        self.all = add("epochs", total=self.total, completed=self.done, note="")
+        self.started = time.monotonic()
         self.progress.start()
 
     def batch(self, run: Run, step: int, loss: float) -> None:
@@ -128,13 +120,9 @@ class Bars:
 
     def epoch(self) -> None:
         self.done += 1
-        total = self.progress.tasks[-1].total or 0
-        pace = (time.monotonic() - self.started) / (self.done - self.done_before)
-        minutes, seconds = divmod(round(pace * max(0, total - self.done)), 60)
+        pace = (time.monotonic() - self.started) / (self.done - self.before)
+        minutes, seconds = divmod(round(pace * (self.total - self.done)), 60)
         self.progress.update(self.all, completed=self.done, note=f"{minutes}:{seconds:02} left")
-
-    def stop(self) -> None:
-        self.progress.stop()
 
 
 def epoch_cell(run: Run, epoch: int) -> str:
@@ -168,30 +156,19 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
     """A row per scale and optimizer; with several seeds the std of each figure below its mean."""
     seeds = len(report["config"]["seeds"])
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    if seeds > 1:
-        table.title = f"mean and standard deviation of {seeds} seeds"
-    shown = dict(SHOWN)
     scales = len({row["init_scale"] for row in report["summary"]}) > 1
-    if scales:
-        del shown["best_test_error"]  # leaves its place to the scale
-        table.add_column("init\nscale", justify="right", no_wrap=True)
-    table.add_column("optimizer", no_wrap=True)
-    for heading in ("lr", *(heading for heading, _ in shown.values())):
-        table.add_column(heading, justify="right", no_wrap=True)
+    # The scale takes the place of the best error.
+    shown = {name: how for name, how in SHOWN.items() if not scales or name != "best_test_error"}
+    columns = ["init\nscale"] * scales + ["optimizer", "lr", *(head for head, _ in shown.values())]
+    rows = []
     for row in report["summary"]:
         name = row["optimizer"]
         if row["diverged"]:
             name += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
-        cells = (mean_and_std(row[field], show) for field, (_, show) in shown.items())
-        first = [f"{row['init_scale']:g}"] if scales else []
-        table.add_row(
-            *first, name, f"{row['lr']:g}", *(cell.replace("±", plus_minus) for cell in cells)
-        )
-    return table
-
-
-def mean_and_std(value: dict[str, float | None], show: Callable[[float], str]) -> str:
-    """A mean, and on a second line the std where there is one."""
-    parts = [value["mean"], value["std"]]
-    return "\n± ".join(show(part) for part in parts if part is not None) or "-"
+        figures = []
+        for figure, (_, show) in shown.items():
+            known = [show(part) for part in row[figure].values() if part is not None]
+            figures.append(f"\n{plus_minus} ".join(known) or "-")
+        rows.append([f"{row['init_scale']:g}"] * scales + [name, f"{row['lr']:g}", *figures])
+    title = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else None
+    return table(columns, rows, title=title, left=(int(scales),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
 
 class TrainingError(Exception):
@@ -13,21 +13,20 @@ class ConfigError(TrainingError, ValueError):
     """An option with a value that makes no sense."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        shown = "(empty)" if value == "" else value
-        super().__init__(f"{option_name(field)} {shown}: {remedy}")
+        super().__init__(f"{option_name(field)} {shown(value) or '(empty)'}: {remedy}")
 
 
 class DataError(TrainingError):
     """A data set that is missing, truncated or not what its name says."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's or NumPy's, CUDA's, or torch's on a CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
 def option_name(field: str) -> str:
     """The command line's spelling of a field: ``batch_size`` -> ``--batch-size``."""
     return "--" + field.replace("_", "-")
+
+
+def shown(value: object) -> str:
+    """An option's value as one would type it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={number:g}" for name, number in value.items())
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

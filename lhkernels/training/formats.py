@@ -10,8 +10,8 @@ import gzip
 import io
 import math
 import pickle
+import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,51 +35,55 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     header = 4 + 4 * ndim
     if len(content) < header or content[:4] != bytes((0, 0, 8, ndim)):
         raise broken(path, f"it does not start like an idx file of bytes in {ndim} dimensions")
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim)]
+    shape = list(struct.unpack_from(f">{ndim}I", content, 4))
     expected = header + math.prod(shape)
     if len(content) != expected:
         raise broken(path, f"{expected} bytes expected for shape {shape}, {len(content)} found")
-    return _tensor(content[header:]).view(shape)
+    return torch.frombuffer(content, dtype=torch.uint8)[header:].view(shape)
 
 
-def read_cifar_binary(path: Path, label_bytes: int, records: int) -> tuple[Tensor, Tensor]:
-    """Images (records, 3, 32, 32) and labels (records,) of a CIFAR file in the binary layout.
+def read_cifar(path: Path, label_key: str, label_bytes: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) and labels (N,) of a CIFAR file: .bin, or else a pickle."""
+    if ".bin" in path.suffixes:
+        return read_cifar_binary(path, label_bytes)
+    return read_cifar_pickle(path, label_key)
+
+
+def cifar_records(path: Path) -> int:
+    """How many images a whole CIFAR file has, which the binary layout does not say itself."""
+    return 50_000 if path.name.startswith("train") else 10_000
+
+
+def read_cifar_binary(path: Path, label_bytes: int) -> tuple[Tensor, Tensor]:
+    """Images and labels of a CIFAR file in the binary layout.
 
     A record is ``label_bytes`` labels, of which the last counts (CIFAR-100: coarse, then fine),
-    followed by the red, green and blue plane. There is no header, so ``records`` must be known.
+    followed by the red, green and blue plane.
     """
     content = _read(path)
-    expected = records * (label_bytes + CIFAR_PIXELS)
+    record = label_bytes + CIFAR_PIXELS
+    expected = cifar_records(path) * record
     if len(content) != expected:
         raise broken(path, f"{expected} bytes expected, {len(content)} found")
-    rows = _tensor(content).view(records, label_bytes + CIFAR_PIXELS)
+    rows = torch.frombuffer(content, dtype=torch.uint8).view(-1, record)
     return rows[:, label_bytes:].reshape(-1, *CIFAR_SHAPE), rows[:, label_bytes - 1].clone()
 
 
 def read_cifar_pickle(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) and labels (N,) of a CIFAR file in the python layout."""
-    content = _read(path)
+    """Images and labels of a CIFAR file in the python layout."""
+    unpickler = _ArrayUnpickler(_read(path))
     try:
-        entries = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        entries = unpickler.load()
         # Files written by Python 2 have byte strings as keys.
         entries = {k.decode() if isinstance(k, bytes) else k: v for k, v in entries.items()}
         images = torch.from_numpy(entries["data"])
         labels = torch.tensor(entries[label_key], dtype=torch.uint8)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{path}: this layout needs numpy: pip install numpy, or use the binary layout"
-        ) from error
-    except DataError as error:
-        raise broken(path, str(error)) from error
     # A damaged pickle may raise nearly anything; all of it means the same.
     except Exception as error:
         raise broken(path, f"it can not be unpickled ({type(error).__name__}: {error})") from error
     if images.dtype != torch.uint8 or images.shape != (len(labels), CIFAR_PIXELS):
-        raise broken(
-            path,
-            f"({len(labels)}, {CIFAR_PIXELS}) bytes expected, "
-            f"{tuple(images.shape)} of {images.dtype} found",
-        )
+        expected = f"({len(labels)}, {CIFAR_PIXELS}) bytes expected"
+        raise broken(path, f"{expected}, {tuple(images.shape)} of {images.dtype} found")
     return images.view(-1, *CIFAR_SHAPE), labels
 
 
@@ -87,60 +91,43 @@ def broken(path: Path, reason: str) -> DataError:
     return DataError(f"{path}: {reason}; delete the file and get it again")
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in old pickle protocols: ``_codecs.encode(text, "latin1")``."""
-    if encoding != "latin1":
-        raise DataError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and plain containers only; a pickle could otherwise run any code."""
 
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
+    def __init__(self, content: bytearray) -> None:
+        import numpy
+
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.known: dict[str, Any] = {
+            "numpy.ndarray": numpy.ndarray,
+            "numpy.dtype": numpy.dtype,
+            # How Python 3 writes bytes in old protocols: encode(text, "latin1").
+            "_codecs.encode": lambda text, encoding: text.encode("latin1"),
+            # How old protocols begin an array; type, shape and content are set afterwards.
+            "numpy.core.multiarray._reconstruct": lambda *_: numpy.empty(0, numpy.uint8),
+            # What protocol 5 stores for a contiguous array.
+            "numpy.core.numeric._frombuffer": lambda buffer, dtype, shape, order: numpy.frombuffer(
+                bytearray(buffer), dtype
+            ).reshape(shape, order=order),
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
         # numpy 2 moved numpy.core to numpy._core; files name either.
-        module = module.replace("numpy._core.", "numpy.core.")
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return super().find_class(module, name)
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return _empty_array
-        if (module, name) == ("numpy.core.numeric", "_frombuffer"):
-            return _frombuffer
-        raise DataError(f"it asks for {module}.{name}, which no CIFAR file needs")
+        wanted = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        if wanted not in self.known:
+            raise pickle.UnpicklingError(f"it asks for {wanted}, which no CIFAR file needs")
+        return self.known[wanted]
 
 
-def _empty_array(subtype: Any, shape: tuple[int, ...], kind: bytes) -> Any:
-    """How older protocols begin an array; its type, shape and content are set afterwards."""
-    import numpy
-
-    return numpy.empty(shape, numpy.uint8)
-
-
-def _frombuffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
-    """What pickle protocol 5 stores for a contiguous numpy array."""
-    import numpy
-
-    return numpy.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)
-
-
-def _read(path: Path) -> bytes:
-    """The file's content, unpacked if it is gzip (whatever its name)."""
+def _read(path: Path) -> bytearray:
+    """The file's content, unpacked if it is gzip (whatever its name); writable, as tensors are."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can not be read ({error.strerror})") from error
-    if content[:2] != GZIP_MAGIC:
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise broken(path, f"its gzip stream is damaged ({error})") from error
-
-
-def _tensor(content: bytes) -> Tensor:
-    if not content:  # frombuffer refuses it
-        return torch.empty(0, dtype=torch.uint8)
-    # A tensor is writable, so its buffer has to be: bytes are not.
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    if content[:2] == GZIP_MAGIC:
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise broken(path, f"its gzip stream is damaged ({error})") from error
+    return bytearray(content)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import lhkernels as lh
 from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.data import ImageData, batches, random_stream
 from lhkernels.training.errors import ConfigError, TrainingError
 from lhkernels.training.models import VGG, initialise
-from lhkernels.training.optimizers import build_optimizer
 
 EVALUATION_BATCH = 500
 # Reading the loss makes a GPU wait; on a CPU it costs nothing.
@@ -71,9 +72,10 @@ class Run:
             record["train_loss"] = train_loss
             held_out = self.data.validation_labels is not None
             if held_out:
-                note(record, "validation", self.validate())
+                loss, error = self.validate()
+                record |= {"validation_error": error, "validation_loss": loss}
             if test or not held_out:
-                note(record, "test", self.evaluate())
+                record["test_loss"], record["test_error"] = self.evaluate()
             self.scheduler.step(record["validation_error" if held_out else "test_error"])
         else:
             self.diverged = True
@@ -120,31 +122,27 @@ class Run:
             ) from error
         self.scaler.update()
 
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> tuple[float | None, float]:
         """Mean loss and share of wrong answers on the test images, with BN's running statistics."""
         return self._evaluate(*self.data.part("test"))
 
-    def validate(self) -> tuple[float, float]:
+    def validate(self) -> tuple[float | None, float]:
         """The same for the held-out images."""
         return self._evaluate(*self.data.part("validation"))
 
     @torch.no_grad()
-    def _evaluate(self, all_images: Tensor, all_labels: Tensor) -> tuple[float, float]:
+    def _evaluate(self, all_images: Tensor, all_labels: Tensor) -> tuple[float | None, float]:
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        pairs = zip(
-            all_images.split(EVALUATION_BATCH),
-            all_labels.split(EVALUATION_BATCH),
-            strict=True,
-        )
-        for images, labels in pairs:
+        parts = (part.split(EVALUATION_BATCH) for part in (all_images, all_labels))
+        for images, labels in zip(*parts, strict=True):
             with self._autocast():
                 logits = self.model(self.data.normalise(images.float())).float()
                 loss += F.cross_entropy(logits, labels, reduction="sum")
             wrong += (logits.argmax(dim=1) != labels).sum()
         count = len(all_labels)
-        return float(loss) / count, int(wrong) / count
+        return float(loss) / count if loss.isfinite() else None, int(wrong) / count
 
     def _autocast(self) -> torch.autocast:
         dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
@@ -171,18 +169,27 @@ class Run:
         self.history, self.diverged = list(state["history"]), bool(state["diverged"])
 
 
-def note(record: Record, part: str, figures: tuple[float, float]) -> None:
-    """Enter loss and error of the "test" or "validation" images; an infinite loss as None."""
-    loss, record[f"{part}_error"] = figures
-    record[f"{part}_loss"] = loss if math.isfinite(loss) else None
-
-
 def build_model(config: TrainConfig, data: ImageData, seed: int, init_scale: float = 1.0) -> VGG:
     """The network as every optimizer starts from it: drawn on the CPU from the seed alone."""
     channels = data.train_images.shape[1]
     model = VGG(config.model, channels, data.classes, config.width, config.depth)
     initialise(model, random_stream(seed, epoch=0), init_scale)
     return model
+
+
+def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """``sgd``, ``sa-sgd`` or ``lars``, all with the same momentum and weight decay."""
+    options: dict[str, Any] = {
+        "lr": config.lr[name], "momentum": config.momentum, "weight_decay": config.weight_decay,
+    }  # fmt: skip
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), **options)
+    if name == "sa-sgd":
+        options["scale_reference"] = config.scale_reference
+        return lh.ScaleAmendedSGD(model.named_parameters(), **options)
+    from pytorch_optimizer import LARS
+
+    return LARS(model.parameters(), **options)
 
 
 def pick_device(name: str) -> torch.device:
@@ -192,3 +199,15 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def check_packages(config: TrainConfig) -> None:
+    """The packages a run needs on top of torch, asked for before it starts and not at its end."""
+    needed = ["matplotlib"] + (["sklearn"] if config.data == "digits" else [])
+    for name in needed:
+        if find_spec(name) is None:
+            raise TrainingError(f"the package {name} is missing: pip install lhkernels[demo]")
+    if "lars" in config.optimizers and find_spec("pytorch_optimizer") is None:
+        raise ConfigError(
+            "optimizers", "lars", "needs another package: pip install pytorch_optimizer"
+        )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +17,6 @@ from lhkernels.training import formats
 from lhkernels.training.errors import DataError
 
 FASHION_MNIST_SYSTEM = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_REMEDY = (
-    "apt install dataset-fashion-mnist, or put the four *-ubyte.gz files of "
-    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir"
-)
-CIFAR_REMEDY = (
-    "get the python or the binary version from https://www.cs.toronto.edu/~kriz/cifar.html, "
-    "unpack it and name its folder with --data-dir"
-)
 
 
 @dataclass(frozen=True)
@@ -34,40 +30,53 @@ class RawData:
     classes: int
 
 
-@dataclass(frozen=True)
-class CifarLayout:
-    """Names and sizes of one CIFAR data set's files; those of the binary version end in .bin."""
+class Files(NamedTuple):
+    """How one data set comes."""
 
-    folders: tuple[str, ...]
-    train: tuple[str, ...]
-    test: str
-    label_key: str
-    label_bytes: int
     classes: int
-    train_records: int  # in each training file
-    test_records: int
+    folders: tuple[str, ...]  # below the one that is named
+    parts: tuple[tuple[str, ...], ...]  # the names of each part's files; the last is the test's
+    read: Callable[..., tuple[Tensor, Tensor]]  # images and labels of one part's files
+    remedy: str
 
 
-CIFAR = {
-    "cifar10": CifarLayout(
-        folders=("cifar-10-batches-py", "cifar-10-batches-bin"),
-        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test="test_batch",
-        label_key="labels",
-        label_bytes=1,
-        classes=10,
-        train_records=10_000,
-        test_records=10_000,
+def read_fashion_mnist(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
+    images, labels = formats.read_idx(image_file, 3), formats.read_idx(label_file, 1)
+    if images.shape[1:] != (28, 28):
+        shape = tuple(images.shape[1:])
+        raise formats.broken(image_file, f"images of (28, 28) expected, {shape} found")
+    return images[:, None], labels
+
+
+FASHION_MNIST_REMEDY = (
+    "apt install dataset-fashion-mnist, or put the four *-ubyte.gz files of "
+    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir"
+)
+CIFAR_REMEDY = (
+    "get the python or the binary version from https://www.cs.toronto.edu/~kriz/cifar.html, "
+    "unpack it and name its folder with --data-dir"
+)
+FILES = {
+    "fashion-mnist": Files(
+        10,
+        ("", "FashionMNIST/raw"),  # torchvision's
+        tuple((f"{p}-images-idx3-ubyte", f"{p}-labels-idx1-ubyte") for p in ("train", "t10k")),
+        read_fashion_mnist,
+        FASHION_MNIST_REMEDY,
     ),
-    "cifar100": CifarLayout(
-        folders=("cifar-100-python", "cifar-100-binary"),
-        train=("train",),
-        test="test",
-        label_key="fine_labels",
-        label_bytes=2,
-        classes=100,
-        train_records=50_000,
-        test_records=10_000,
+    "cifar10": Files(
+        10,
+        ("", "cifar-10-batches-py", "cifar-10-batches-bin"),
+        (*((f"data_batch_{i}",) for i in range(1, 6)), ("test_batch",)),
+        partial(formats.read_cifar, label_key="labels", label_bytes=1),
+        CIFAR_REMEDY,
+    ),
+    "cifar100": Files(
+        100,
+        ("", "cifar-100-python", "cifar-100-binary"),
+        (("train",), ("test",)),
+        partial(formats.read_cifar, label_key="fine_labels", label_bytes=2),
+        CIFAR_REMEDY,
     ),
 }
 
@@ -79,9 +88,22 @@ def load_raw(name: str, data_dir: str | None) -> RawData:
         return digits()
     folder = data_dir or os.environ.get("LHKERNELS_DATA")
     roots = [Path(folder).expanduser()] if folder else []
-    if name in CIFAR:
-        return cifar(name, roots)
-    return fashion_mnist(roots if data_dir else [*roots, FASHION_MNIST_SYSTEM])
+    if name == "fashion-mnist" and not data_dir:
+        roots.append(FASHION_MNIST_SYSTEM)
+    known = FILES[name]
+    found = find_files(name, [root / below for root in roots for below in known.folders])
+    parts = []
+    for part in known.parts:
+        files = [found[file] for file in part]
+        images, labels = known.read(*files)
+        if len(labels) != len(images) or len(images) == 0:
+            raise formats.broken(files[-1], f"{len(labels)} labels for {len(images)} images")
+        if (largest := int(labels.max())) >= known.classes:
+            expected = f"0 to {known.classes - 1} are expected"
+            raise formats.broken(files[-1], f"label {largest} where {expected}")
+        parts.append((images, labels))
+    train_images, train_labels = (torch.cat(tensors) for tensors in zip(*parts[:-1], strict=True))
+    return RawData(train_images, train_labels, *parts[-1], known.classes)
 
 
 def digits() -> RawData:
@@ -98,69 +120,19 @@ def digits() -> RawData:
     return RawData(train.byte()[:, None], train_labels, test.byte()[:, None], test_labels, 10)
 
 
-def fashion_mnist(roots: list[Path]) -> RawData:
-    """60000 + 10000 images of 28x28 from idx files in a folder, or in torchvision's layout."""
-    names = [
-        f"{part}-{kind}-ubyte"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-    folders = [folder for root in roots for folder in (root, root / "FashionMNIST" / "raw")]
-    files = find_files("Fashion-MNIST", folders, [names], FASHION_MNIST_REMEDY)
-    tensors = []
-    for image_file, label_file in (files[:2], files[2:]):
-        images, labels = formats.read_idx(image_file, 3), formats.read_idx(label_file, 1)
-        if images.shape[1:] != (28, 28):
-            shape = tuple(images.shape[1:])
-            raise formats.broken(image_file, f"images of (28, 28) expected, {shape} found")
-        check_labels(label_file, labels, len(images), 10)
-        tensors += [images[:, None], labels]
-    train_images, train_labels, test_images, test_labels = tensors
-    return RawData(train_images, train_labels, test_images, test_labels, 10)
-
-
-def cifar(name: str, roots: list[Path]) -> RawData:
-    """50000 + 10000 images of 3x32x32 from the python or the binary layout."""
-    layout = CIFAR[name]
-    names = [*layout.train, layout.test]
-    folders = [folder for root in roots for folder in (root, *(root / f for f in layout.folders))]
-    files = find_files(name, folders, [names, [f"{n}.bin" for n in names]], CIFAR_REMEDY)
-    parts = []
-    for file in files:
-        if ".bin" in file.suffixes:
-            records = layout.test_records if file is files[-1] else layout.train_records
-            images, labels = formats.read_cifar_binary(file, layout.label_bytes, records)
-        else:
-            images, labels = formats.read_cifar_pickle(file, layout.label_key)
-        check_labels(file, labels, len(images), layout.classes)
-        parts.append((images, labels))
-    train_images, train_labels = (torch.cat(tensors) for tensors in zip(*parts[:-1], strict=True))
-    test_images, test_labels = parts[-1]
-    return RawData(train_images, train_labels, test_images, test_labels, layout.classes)
-
-
-def find_files(what: str, folders: list[Path], layouts: list[list[str]], remedy: str) -> list[Path]:
-    """The files of the first layout found in the first of the folders, each plain or as .gz."""
-    for folder in folders:
-        for names in layouts:
-            found: dict[str, Path] = {}
-            for name in names:
-                for candidate in (folder / name, folder / f"{name}.gz"):
-                    if candidate.is_file():
-                        found.setdefault(name, candidate)
-            missing = [name for name in names if name not in found]
-            if not missing:
-                return [found[name] for name in names]
-            if found:
-                raise DataError(f"{what}: {folder} lacks {', '.join(missing)}; {remedy}")
+def find_files(name: str, folders: list[Path]) -> dict[str, Path]:
+    """The files, plain or .gz, of the first layout that is found in the first of the folders."""
+    names = [file for part in FILES[name].parts for file in part]
+    for folder, suffix in product(folders, ("", ".bin")):  # .bin: CIFAR's binary version
+        found = {
+            file: path
+            for packed, file in product((".gz", ""), names)
+            if (path := folder / f"{file}{suffix}{packed}").is_file()
+        }
+        missing = [file + suffix for file in names if file not in found]
+        if not missing:
+            return found
+        if found:
+            raise DataError(f"{name}: {folder} lacks {', '.join(missing)}; {FILES[name].remedy}")
     looked = f"not found in {', '.join(map(str, folders))}" if folders else "no folder is named"
-    raise DataError(f"{what}: {looked}; {remedy}")
-
-
-def check_labels(path: Path, labels: Tensor, images: int, classes: int) -> None:
-    if len(labels) != images or images == 0:
-        raise formats.broken(path, f"{len(labels)} labels for {images} images")
-    if int(labels.max()) >= classes:
-        raise formats.broken(
-            path, f"label {int(labels.max())} where 0 to {classes - 1} are expected"
-        )
+    raise DataError(f"{name}: {looked}; {FILES[name].remedy}")

@@ -97,7 +97,7 @@ def test_options_reach_the_configuration():
         ("--data mnist", "--data mnist: choose from digits"),
         ("--resume", "--resume: there is no run in --out runs"),
         ("--data cifar10 --data-dir nowhere", "cifar10: not found in nowhere"),
-        ("--data fashion-mnist --data-dir nowhere", "Fashion-MNIST: not found in nowhere"),
+        ("--data fashion-mnist --data-dir nowhere", "fashion-mnist: not found in nowhere"),
     ],
 )
 def test_bad_option_ends_with_status_2_and_writes_nothing(capsys, options, message):
@@ -116,7 +116,7 @@ def test_unparsable_number_names_the_option(capsys):
     assert "argument --epochs: invalid int value: 'many'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn"])
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn"])
 def test_missing_extra_is_one_line_that_names_the_remedy(capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert run(*QUICK) == 2
@@ -176,7 +176,7 @@ def test_interruption_while_loading(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lhkernels.training.study.load", stop)
+    monkeypatch.setattr("lhkernels.training.trainer.load", stop)
     assert run(*QUICK) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(Path().iterdir()) == []

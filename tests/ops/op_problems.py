@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lhkernels import _extension, ops, reference
+from lhkernels import _extension, reference
 from lhkernels.hyperparameters import Hyperparameters
+from lhkernels.step import cpp as ops
 
 if not _extension.available():
     pytest.skip(str(_extension.reason()), allow_module_level=True)
@@ -40,7 +41,7 @@ ALL = OPTIONS["momentum-decay"]
 
 @dataclass
 class Problem:
-    """What one call works on; ``None`` for the factors is plain SGD."""
+    """What one call works on; ``None`` for the scales is plain SGD."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -64,19 +65,14 @@ class Problem:
             self.params,
             self.grads,
             self.buffers if h.momentum else [],
-            self.sq_norms,
-            self.coefficients,
-            self.scales,
-            lr=h.lr,
-            momentum=h.momentum,
-            dampening=h.dampening,
-            weight_decay=h.weight_decay,
-            nesterov=h.nesterov,
-            maximize=h.maximize,
+            h,
+            sq_norms=self.sq_norms,
+            coefficients=self.coefficients,
+            scales=self.scales,
             **extra,
         )
 
-    def factors(self) -> list[float]:
+    def all_scales(self) -> list[float]:
         if self.scales is not None:
             return self.scales.tolist()
         if self.coefficients is not None:
@@ -100,21 +96,21 @@ def like(param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def make_problem(
     params: list[Tensor],
-    factors: str = "none",
+    scales: str = "none",
     grad_dtype: torch.dtype | None = None,
     buffer_dtype: torch.dtype | None = None,
 ) -> Problem:
-    """Normal gradients and buffers; ``factors`` is "none", "amend" or "scales"."""
+    """Normal gradients and buffers; ``scales`` is "none", "amend" or "scales"."""
     problem = Problem(
         params,
         [like(p, grad_dtype) for p in params],
         [like(p, buffer_dtype) for p in params],
     )
-    if factors == "amend":
+    if scales == "amend":
         problem.sq_norms = ops.sq_norms(params)
         wanted = 0.5 + torch.rand(len(params), dtype=torch.float64)
         problem.coefficients = wanted / problem.sq_norms.clamp_min(1e-6)
-    elif factors == "scales":
+    elif scales == "scales":
         problem.scales = 0.5 + torch.rand(len(params), dtype=torch.float64)
     return problem
 
@@ -140,11 +136,11 @@ def allowance(stored: Tensor, exact: Tensor, size: Tensor, arithmetic: torch.dty
 
 def check_step(problem: Problem, h: Hyperparameters, divisor: float = 1.0, **extra) -> None:
     """One step of the problem against the reference in float64."""
-    before, factors = problem.copy(), problem.factors()
+    before, scales = problem.copy(), problem.all_scales()
     problem.step(h, **extra)
     arithmetic = torch.promote_types(problem.params[0].dtype, torch.float32)
-    for i, factor in enumerate(factors):
-        s = torch.tensor(factor, dtype=torch.float64)
+    for i, scale in enumerate(scales):
+        s = torch.tensor(scale, dtype=torch.float64)
         w, g, buf = (list_[i].double() for list_ in (before.params, before.grads, before.buffers))
         g = g / divisor
         exact_w, exact_buf = w.clone(), buf.clone()

@@ -36,15 +36,14 @@ def test_operators_pass_opcheck(dtype):
     for op in (torch.ops.lhkernels.sq_norms, torch.ops.lhkernels.samples):
         torch.library.opcheck(op.default, (problem.params,))
     numbers = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1}
-    rest = {"nesterov": True, "maximize": False, "found_inf": None, "grad_scale": None, "seed": 3}
-    kept = {"samples": torch.tensor([1, 2]), "unseen": torch.zeros(1, dtype=torch.int64)}
-    rows = {"uses_norm": torch.tensor([True, False]), "streams": torch.tensor([7, 8])}
     lists = (problem.params, problem.grads, problem.buffers)
-    tensors = (problem.sq_norms, problem.coefficients, None)
+    kept = (torch.tensor([1, 2]), torch.zeros(1, dtype=torch.int64))
+    state = (problem.sq_norms, problem.coefficients, torch.tensor([True, False]), *kept)
+    given = (torch.tensor([7, 8]), None, None, None, 3)
     torch.library.opcheck(
         torch.ops.lhkernels.sgd_step_.default,
-        (*lists, *tensors),
-        {**numbers, **rest, **rows, **kept},
+        (*lists, *state, *given),
+        {**numbers, "nesterov": True, "maximize": False},
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from op_problems import ALL, DTYPES, make_problem, several_steps, vectors
 
-from lhkernels import ops
+from lhkernels.step import cpp as ops
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

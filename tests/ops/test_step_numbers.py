@@ -8,10 +8,10 @@ from op_problems import ALL, DTYPES, OPTIONS, check_step, make_problem, vectors
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("factors", ["none", "amend", "scales"])
+@pytest.mark.parametrize("kind", ["none", "amend", "scales"])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_step_is_the_references(option, factors, dtype):
-    check_step(make_problem(vectors(dtype), factors), OPTIONS[option])
+def test_step_is_the_references(option, kind, dtype):
+    check_step(make_problem(vectors(dtype), kind), OPTIONS[option])
 
 
 @pytest.mark.parametrize("buffer_dtype", DTYPES, ids=str)

@@ -12,7 +12,19 @@ import sys
 
 import pytest
 import torch
-from triton_steps import ALL, BF16, DEVICE, EPS, Step, clones, equal, kernel, make, on_gpu
+from triton_steps import (
+    ALL,
+    BF16,
+    DEVICE,
+    EPS,
+    Step,
+    clones,
+    equal,
+    kernel,
+    make,
+    on_gpu,
+    with_tensors,
+)
 
 from lhkernels.step.triton_tables import MIN_CHUNK, TILE
 
@@ -25,6 +37,7 @@ def gpu(test):
 
 COUNT_KERNELS = """
 import torch, triton
+from types import SimpleNamespace
 from triton.backends.compiler import GPUTarget
 from lhkernels.step import triton_kernel as kernel
 from lhkernels.step.triton_tables import Tables
@@ -39,13 +52,16 @@ step_kernel = kernel.step_kernel
 launch = step_kernel.run
 step_kernel.run = lambda *args, warmup, **options: launch(*args, warmup=True, **options)
 
-def step(numels, seed=None, **numbers):
+NOTHING = {"nesterov": False, "maximize": False}
+
+def step(numels, lr, momentum, dampening=0.0, weight_decay=0.0):
+    numbers = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
     params, grads, buffers = ([torch.ones(n)[i % 2 :] for i, n in enumerate(numels)] for _ in "pgm")
     tables = Tables(
         params, grads, buffers, uses_norm=[True] * len(numels), coefficients=torch.ones(len(numels))
     )
     for _ in range(2):
-        kernel.step(tables, **numbers)
+        kernel.step(tables, SimpleNamespace(**NOTHING, **numbers))
     return len(step_kernel.device_caches[0][0])
 
 counts = [
@@ -120,7 +136,7 @@ def test_graph_capture():
 
     def run(lr):
         tables.update(step.params, step.grads, step.buffers)
-        kernel.step(tables, lr, 0.9, 0.0, 0.05)
+        kernel.step(tables, with_tensors(lr=lr, momentum=0.9, weight_decay=0.05))
 
     def run_twin(lr):
         twin.grads = clones(source)[0]

@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_steps import ALL, BF16, DEVICE, F16, F32, Step, clones, equal, here, kernel, make
+from triton_steps import (
+    ALL,
+    BF16,
+    DEVICE,
+    F16,
+    F32,
+    Step,
+    clones,
+    equal,
+    here,
+    kernel,
+    make,
+    with_tensors,
+)
 
 from lhkernels.step.triton_tables import MIN_CHUNK, TILE
 
@@ -144,6 +157,6 @@ def test_tensors_for_numbers_change_no_bit(as_tensor):
         numbers[as_tensor] = convert(numbers[as_tensor])
         tables = step.tables()
         tables.update(step.params, step.grads, step.buffers)
-        kernel.step(tables, **numbers)
+        kernel.step(tables, with_tensors(**numbers))
         results.append(step.params + step.buffers)
     assert equal(*results)

@@ -5,6 +5,8 @@ Interpreted on the CPU, or compiled on a GPU under ``TRITON_INTERPRET=0``.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from lhkernels import reference
-from lhkernels.hyperparameters import Hyperparameters
+from lhkernels.hyperparameters import NAMES, Hyperparameters
 from lhkernels.step import triton_kernel as kernel
 from lhkernels.step.triton_tables import Tables
 
@@ -40,6 +42,12 @@ def make(shapes, dtype=F32, **options) -> list[Tensor]:
     return [torch.randn(shape, **options).to(dtype).to(DEVICE) for shape in shapes]
 
 
+def with_tensors(**numbers) -> SimpleNamespace:
+    """Hyperparameters of which some are tensors where a kernel reads them, on a device."""
+    defaults = {name: getattr(Hyperparameters(), name) for name in NAMES}
+    return SimpleNamespace(**{**defaults, **numbers})
+
+
 class Step:
     """Parameters, gradients and buffers, a step of theirs, and what it should have done."""
 
@@ -62,10 +70,8 @@ class Step:
         return tables
 
     def run(self, tables: Tables, **given) -> None:
-        h = self.h
         tables.update(self.params, self.grads, self.buffers)
-        arguments = {"nesterov": h.nesterov, "maximize": h.maximize, **given}
-        kernel.step(tables, h.lr, h.momentum, h.dampening, h.weight_decay, **arguments)
+        kernel.step(tables, self.h, **given)
 
     def expected(self, scales=None, grad_scale=1.0):
         """Per tensor: exact parameter and buffer, and the sum of their terms' absolute values."""

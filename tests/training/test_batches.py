@@ -3,13 +3,14 @@
 import torch
 
 from lhkernels.training import TrainConfig
-from lhkernels.training.augment import augment, rotate_images
 from lhkernels.training.data import (
     ImageData,
+    augment,
     batches,
     channel_statistics,
     load,
     random_stream,
+    rotate_images,
     steps_per_epoch,
     zero_pad,
 )
@@ -20,7 +21,7 @@ def make_data(count, channels=1, side=4):
     labels = torch.arange(count)
     images = labels.byte().view(-1, 1, 1, 1).expand(count, channels, side, side).contiguous()
     mean, std = torch.zeros(channels), torch.ones(channels)
-    return ImageData(images, labels, images, labels, mean, std, count)
+    return ImageData(images, labels, images, labels, count, mean, std)
 
 
 def test_channel_statistics_are_those_of_torch():

@@ -2,7 +2,7 @@
 
 import gzip
 import pickle
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,86 +134,76 @@ def test_the_real_fashion_mnist(monkeypatch):
 
 
 RECORDS = 4  # in each of the small CIFAR files written here
+CIFAR = {  # label key, bytes of labels, classes
+    "cifar10": ("labels", 1, 10),
+    "cifar100": ("fine_labels", 2, 100),
+}
 
 
-@pytest.fixture
-def small_cifar(monkeypatch):
-    """Both CIFAR layouts with RECORDS records in a binary file."""
-    small = {
-        name: replace(layout, train_records=RECORDS, test_records=RECORDS)
-        for name, layout in sources.CIFAR.items()
-    }
-    monkeypatch.setattr(sources, "CIFAR", small)
-    return small
+@pytest.fixture(autouse=True)
+def _small_cifar(monkeypatch):
+    monkeypatch.setattr(formats, "cifar_records", lambda path: RECORDS)
 
 
-def cifar_parts(layout):
+def cifar_parts(name):
     """Name, images (N, 3072) and labels (N,) of each file."""
-    for i, name in enumerate([*layout.train, layout.test]):
-        yield (
-            name,
-            random_bytes(RECORDS, 3072, seed=i),
-            random_bytes(RECORDS, seed=50 + i, high=layout.classes),
-        )
+    for i, (file,) in enumerate(sources.FILES[name].parts):
+        labels = random_bytes(RECORDS, seed=50 + i, high=CIFAR[name][2])
+        yield file, random_bytes(RECORDS, 3072, seed=i), labels
 
 
-def write_cifar_pickles(folder, layout, protocol=2):
+def write_cifar_pickles(folder, name, protocol=2):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, images, labels in cifar_parts(layout):
-        entries = {b"data": images.numpy(), layout.label_key.encode(): labels.tolist()}
+    for file, images, labels in cifar_parts(name):
+        entries = {b"data": images.numpy(), CIFAR[name][0].encode(): labels.tolist()}
         entries |= {b"batch_label": b"x", b"filenames": [b"a.png"] * RECORDS}
-        (folder / name).write_bytes(pickle.dumps(entries, protocol=protocol))
+        (folder / file).write_bytes(pickle.dumps(entries, protocol=protocol))
 
 
-def write_cifar_binaries(folder, layout):
+def write_cifar_binaries(folder, name):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, images, labels in cifar_parts(layout):
-        coarse = torch.full((RECORDS, layout.label_bytes - 1), 3, dtype=torch.uint8)
+    for file, images, labels in cifar_parts(name):
+        coarse = torch.full((RECORDS, CIFAR[name][1] - 1), 3, dtype=torch.uint8)
         content = torch.cat((coarse, labels[:, None], images), dim=1)
-        (folder / f"{name}.bin").write_bytes(bytes(content.flatten()))
+        (folder / f"{file}.bin").write_bytes(bytes(content.flatten()))
 
 
-def assert_is_cifar(data, layout):
-    *train, (_, test_images, test_labels) = cifar_parts(layout)
+@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize(
+    ("write", "below"),
+    [
+        (partial(write_cifar_pickles, protocol=2), 1),
+        (partial(write_cifar_pickles, protocol=4), 0),
+        (partial(write_cifar_pickles, protocol=5), 0),
+        (write_cifar_binaries, 0),
+        (write_cifar_binaries, 2),
+    ],
+)
+def test_cifar_layouts(tmp_path, name, write, below):
+    write(tmp_path / sources.FILES[name].folders[below], name)
+    data = sources.load_raw(name, str(tmp_path))
+    *train, (_, test_images, test_labels) = cifar_parts(name)
     assert torch.equal(data.train_images.flatten(1), torch.cat([part[1] for part in train]))
     assert torch.equal(data.train_labels, torch.cat([part[2] for part in train]))
     assert torch.equal(data.test_images.flatten(1), test_images)
     assert torch.equal(data.test_labels, test_labels)
     assert data.train_images.shape[1:] == (3, 32, 32)
+    assert data.classes == CIFAR[name][2]
     # Planes in the order red, green, blue, each row by row.
     assert data.test_images[1, 2, 31, 5] == test_images[1, 2 * 1024 + 31 * 32 + 5]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-@pytest.mark.parametrize("below", [False, True])
-def test_cifar_python_layout(tmp_path, small_cifar, name, protocol, below):
-    layout = small_cifar[name]
-    write_cifar_pickles(tmp_path / (layout.folders[0] if below else ""), layout, protocol)
-    assert_is_cifar(sources.load_raw(name, str(tmp_path)), layout)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("below", [False, True])
-def test_cifar_binary_layout(tmp_path, small_cifar, name, below):
-    layout = small_cifar[name]
-    write_cifar_binaries(tmp_path / (layout.folders[1] if below else ""), layout)
-    assert_is_cifar(sources.load_raw(name, str(tmp_path)), layout)
-
-
-def test_truncated_cifar_binary(tmp_path, small_cifar):
-    write_cifar_binaries(tmp_path, small_cifar["cifar10"])
-    file = tmp_path / "data_batch_3.bin"
-    file.write_bytes(file.read_bytes()[:-3073])  # a whole record
-    with pytest.raises(DataError, match=r"data_batch_3.bin: 12292 bytes expected, 9219 found"):
-        sources.load_raw("cifar10", str(tmp_path))
-
-
-def test_truncated_cifar_pickle(tmp_path, small_cifar):
-    write_cifar_pickles(tmp_path, small_cifar["cifar10"])
-    file = tmp_path / "data_batch_3"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match="data_batch_3: it can not be unpickled"):
+@pytest.mark.parametrize(
+    ("write", "file", "cut", "reason"),
+    [  # 3073 bytes are a whole record
+        (write_cifar_binaries, "data_batch_3.bin", 3073, "12292 bytes expected, 9219 found"),
+        (write_cifar_pickles, "data_batch_3", 100, "it can not be unpickled"),
+    ],
+)
+def test_truncated_cifar_file(tmp_path, write, file, cut, reason):
+    write(tmp_path, "cifar10")
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-cut])
+    with pytest.raises(DataError, match=f"{file}: {reason}"):
         sources.load_raw("cifar10", str(tmp_path))
 
 

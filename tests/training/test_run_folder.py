@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from study_cases import assert_same_state, checkpoint, metrics, small, without_seconds
 
-from lhkernels.training import TrainingError, study, train
+from lhkernels.training import TrainingError, train, trainer
 from lhkernels.training.folder import RunFolder
 
 pytest.importorskip("sklearn")
@@ -117,7 +117,7 @@ def test_wrong_options_are_told_before_the_folder_is_looked_at(tmp_path):
 
 
 def test_what_does_not_fit_into_memory_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "Study", lambda *_: pytest.fail("began to fill the memory"))
+    monkeypatch.setattr(trainer, "Trainer", lambda *_: pytest.fail("began to fill the memory"))
     with pytest.raises(TrainingError, match="not enough memory; give a smaller --model, --width"):
         train(small(model="vgg16", width=64, depth=64), tmp_path / "new")
     assert not (tmp_path / "new").exists()

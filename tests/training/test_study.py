@@ -9,8 +9,7 @@ from study_cases import Spy, assert_same_state, checkpoint, metrics, small
 from torch.nn import functional as F
 
 import lhkernels as lh
-from lhkernels.training import TrainConfig, TrainingError, train
-from lhkernels.training import study as study_module
+from lhkernels.training import TrainConfig, TrainingError, loop, train
 from lhkernels.training.config import RunKey
 from lhkernels.training.data import batches, load
 from lhkernels.training.loop import Run, build_model
@@ -180,10 +179,8 @@ def test_missing_packages_are_named_before_anything_is_written(tmp_path, monkeyp
         ("pytorch_optimizer", small(optimizers=("sgd", "lars")), "pip install pytorch_optimizer"),
     ):
         with monkeypatch.context() as patch:
-            real = study_module.find_spec
-            patch.setattr(
-                study_module, "find_spec", lambda n, p=package, r=real: None if n == p else r(n)
-            )
+            real = loop.find_spec
+            patch.setattr(loop, "find_spec", lambda n, p=package, r=real: None if n == p else r(n))
             with pytest.raises(TrainingError, match=remedy):
                 train(config, out)
     assert not out.exists()

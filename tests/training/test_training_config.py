@@ -8,10 +8,7 @@ import pytest
 from lhkernels.training.config import (
     DEFAULTS,
     TrainConfig,
-    parse_init_scale,
-    parse_lr,
-    parse_optimizers,
-    parse_seeds,
+    parse,
 )
 from lhkernels.training.errors import ConfigError
 
@@ -98,21 +95,21 @@ def test_bad_value_names_option_value_and_remedy(field, value, remedy):
 
 
 def test_parsing():
-    assert parse_lr("0.1") == 0.1
-    assert parse_lr("sgd=0.1, sa-sgd=5e-3") == {"sgd": 0.1, "sa-sgd": 0.005}
-    assert parse_seeds("0,1,12") == (0, 1, 12)
-    assert (parse_init_scale("10"), parse_init_scale("0.1, 1")) == (10.0, (0.1, 1.0))
+    assert parse("lr", "0.1") == 0.1
+    assert parse("lr", "sgd=0.1, sa-sgd=5e-3") == {"sgd": 0.1, "sa-sgd": 0.005}
+    assert parse("seeds", "0,1,12") == (0, 1, 12)
+    assert (parse("init_scale", "10"), parse("init_scale", "0.1, 1")) == (10.0, (0.1, 1.0))
     with pytest.raises(ConfigError, match=r"--init-scale 1,x: give numbers: 0.1,1,10"):
-        parse_init_scale("1,x")
+        parse("init_scale", "1,x")
     for text in ("fast", "sgd=", "sgd=0.1,0.2"):
         with pytest.raises(ConfigError, match="one for each optimizer"):
-            parse_lr(text)
+            parse("lr", text)
     with pytest.raises(ConfigError, match=r"--lr sgd=0.1, sgd=0.2: name each optimizer only once"):
-        parse_lr("sgd=0.1, sgd=0.2")
-    assert parse_optimizers("sgd, lars") == ("sgd", "lars")
+        parse("lr", "sgd=0.1, sgd=0.2")
+    assert parse("optimizers", "sgd, lars") == ("sgd", "lars")
     for text, shown in (("sgd,", "sgd,"), ("", "(empty)"), (",sgd", ",sgd")):
         with pytest.raises(ConfigError) as caught:
-            parse_optimizers(text)
+            parse("optimizers", text)
         assert str(caught.value).startswith(f"--optimizers {shown}: has an empty name; give some")
     with pytest.raises(ConfigError, match="--seeds 0,x: give whole numbers"):
-        parse_seeds("0,x")
+        parse("seeds", "0,x")

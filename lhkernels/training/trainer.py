@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ import torch
 
 from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.data import ImageData, load
-from lhkernels.training.errors import ConfigError, TrainingError, is_out_of_memory
+from lhkernels.training.errors import ConfigError, TrainingError, shown
 from lhkernels.training.folder import RunFolder
-from lhkernels.training.loop import Record, Run, pick_device
+from lhkernels.training.loop import Run, check_packages, pick_device
 from lhkernels.training.models import VGG
 from lhkernels.training.report import Histories, make_report
 
 
 class Observer:
-    """Is told how a study goes; the base class takes no notice."""
+    """Is told how a training goes; the base class takes no notice."""
 
     def start(self, config: TrainConfig, data: ImageData, device: torch.device) -> None: ...
 
@@ -30,9 +30,8 @@ class Observer:
 
     def batch(self, run: Run, step: int, loss: float) -> None: ...
 
-    def epoch(self, run: Run, record: Record) -> None: ...
-
-    def epoch_done(self, runs: list[Run], epoch: int) -> None: ...
+    def epoch(self, runs: list[Run], epoch: int) -> None:
+        """One of ``runs``, which take turns, has done its epoch."""
 
     def finish(self, report: dict[str, Any]) -> None: ...
 
@@ -53,7 +52,11 @@ def train(
     """
     folder = RunFolder(out)
     # Options first: what is wrong with them is not to be hidden by what is wrong with the folder.
-    check_options(folder, config, resume, overwrite)
+    if resume and overwrite:
+        raise TrainingError("--resume and --overwrite exclude each other; give one of them")
+    check_packages(config)
+    if resume:
+        resumed_config(folder, vars(config))
     device = pick_device(config.device)
     with enough_memory():
         data = load(config).to(device)
@@ -64,10 +67,10 @@ def train(
                     f"--out {folder.path}: holds a run already; go on with it by --resume, replace "
                     "it by --overwrite, or name another folder"
                 )
-            return Study(config, folder, data, device, observer or Observer()).execute(resume)
+            return Trainer(config, folder, data, device, observer or Observer()).train(resume)
 
 
-class Study:
+class Trainer:
     """One call of ``train``: the runs, their records, their files."""
 
     def __init__(
@@ -81,8 +84,13 @@ class Study:
         self.config, self.folder, self.data = config, folder, data
         self.device, self.observer = device, observer
         self.histories: Histories = {}
+        # Runs of one scale and seed are side by side.
+        self.groups = [
+            [RunKey(scale, seed, name) for name in config.optimizers]
+            for scale, seed in product(config.init_scales, config.seeds)
+        ]
 
-    def execute(self, resume: bool) -> dict[str, Any]:
+    def train(self, resume: bool) -> dict[str, Any]:
         if resume:
             self._load_histories()
         else:
@@ -91,13 +99,16 @@ class Study:
         self._write_figures()
         self.observer.start(self.config, self.data, self.device)
         try:
-            for scale in self.config.init_scales:
-                for seed in self.config.seeds:
-                    self._train_seed(scale, seed)
+            for keys in self.groups:
+                if not all(map(self._complete, keys)):
+                    self._train_side_by_side([self._make_run(key) for key in keys])
         finally:
             self.observer.finish(self._report())
             report = self._write_figures()
-            self._draw()
+            if any(self.histories.values()):
+                from lhkernels.training.plots import draw_curves
+
+                self.folder.write(self.folder.curves, draw_curves(self.config, self.histories))
         return report
 
     def _load_histories(self) -> None:
@@ -107,11 +118,7 @@ class Study:
             if state is not None:
                 self.histories[key] = state["history"]
 
-    def _train_seed(self, scale: float, seed: int) -> None:
-        keys = [RunKey(scale, seed, name) for name in self.config.optimizers]
-        if all(map(self._complete, keys)):
-            return
-        runs = [self._make_run(key) for key in keys]
+    def _train_side_by_side(self, runs: list[Run]) -> None:
         self.observer.start_seed(runs)
         for epoch in range(1, self.config.epochs + 1):
             due = [run for run in runs if len(run.history) < epoch and not run.diverged]
@@ -120,10 +127,9 @@ class Study:
                 self.folder.save_checkpoint(run.key, run.state_dict())
                 self.histories[run.key] = run.history
                 self.folder.append_metrics(record)
-                self.observer.epoch(run, record)
+                self.observer.epoch(runs, epoch)
             if due:
                 self.folder.write_report(self._report())
-                self.observer.epoch_done(runs, epoch)
 
     def _make_run(self, key: RunKey) -> Run:
         run = Run(self.config, key, self.data, self.device)
@@ -146,45 +152,12 @@ class Study:
 
     def _write_figures(self) -> dict[str, Any]:
         """metrics.jsonl in the order of an uninterrupted run, and the report."""
-        records = [
-            self.histories[key][epoch]
-            for scale in self.config.init_scales
-            for seed in self.config.seeds
-            for epoch in range(self.config.epochs)
-            for name in self.config.optimizers
-            if epoch < len(self.histories.get(key := RunKey(scale, seed, name), []))
-        ]
+        columns = ([self.histories.get(key, []) for key in keys] for keys in self.groups)
+        records = [r for c in columns for epoch in zip_longest(*c) for r in epoch if r is not None]
         self.folder.write_metrics(records)
         report = self._report()
         self.folder.write_report(report)
         return report
-
-    def _draw(self) -> None:
-        if any(self.histories.values()):
-            from lhkernels.training.plots import draw_curves
-
-            self.folder.write(self.folder.curves, draw_curves(self.config, self.histories))
-
-
-def check_packages(config: TrainConfig) -> None:
-    """The packages a run needs on top of torch, asked for before it starts and not at its end."""
-    needed = ["matplotlib"] + (["sklearn"] if config.data == "digits" else [])
-    for name in needed:
-        if find_spec(name) is None:
-            raise TrainingError(f"the package {name} is missing: pip install lhkernels[demo]")
-    if "lars" in config.optimizers and find_spec("pytorch_optimizer") is None:
-        raise ConfigError(
-            "optimizers", "lars", "needs another package: pip install pytorch_optimizer"
-        )
-
-
-def check_options(folder: RunFolder, config: TrainConfig, resume: bool, overwrite: bool) -> None:
-    """Refuse options that can not be followed together, here or in the run to resume."""
-    if resume and overwrite:
-        raise TrainingError("--resume and --overwrite exclude each other; give one of them")
-    check_packages(config)
-    if resume:
-        resumed_config(folder, vars(config))
 
 
 def check_memory(config: TrainConfig, data: ImageData, device: torch.device) -> None:
@@ -201,11 +174,12 @@ def check_memory(config: TrainConfig, data: ImageData, device: torch.device) -> 
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Tell of an allocation that failed without a traceback."""
+    """Tell without a traceback of an allocation that failed: Python's, CUDA's, torch's on a CPU."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not of_memory and "DefaultCPUAllocator" not in str(error):
             raise
         raise TrainingError(
             "not enough memory; give a smaller --model, --width, --depth or --batch-size"
@@ -227,7 +201,7 @@ def resumed_config(folder: RunFolder, options: Mapping[str, Any]) -> TrainConfig
             raise ConfigError(field, new, f"the run to resume has {old}; epochs may only grow")
         if field not in ("epochs", "data_dir") and new != old:
             remedy = f"the run to resume has {shown(old)}; give that, or another --out"
-            raise ConfigError(field, shown(new), remedy)
+            raise ConfigError(field, new, remedy)
     movable = {name: options[name] for name in ("epochs", "data_dir") if name in options}
     return replace(stored, **movable)
 
@@ -243,10 +217,3 @@ def stored_config(folder: RunFolder) -> TrainConfig:
             f"{folder.report}: was changed, or written by another version ({error}); "
             "use --overwrite"
         ) from error
-
-
-def shown(value: Any) -> str:
-    """An option's value as one would type it."""
-    if isinstance(value, dict):
-        return ",".join(f"{name}={number:g}" for name, number in value.items())
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,18 +1,87 @@
-"""The step with ``torch._foreach_*``: few launches on devices that torch has such kernels for."""
+"""The step by PyTorch's own operations, a tensor at a time (the reference) or ``torch._foreach_*``.
+
+The latter takes few launches on devices that torch has such kernels for.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lhkernels.hyperparameters import Hyperparameters, as_scalar
+from lhkernels import reference
+from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.reference import decay, needs_rounding, round_stochastically
-from lhkernels.step.base import Buffers, PlainTorchSet
+from lhkernels.step.base import UNMODIFIED, Buffers, Modifiers, StepSet
 
 
-class ForeachSet(PlainTorchSet):
+class TorchSet(StepSet):
+    """A set stepped by PyTorch's own operations; the host reads ``found_inf``, if there is one."""
+
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Buffers,
+        h: Hyperparameters,
+        given: Modifiers = UNMODIFIED,
+    ) -> Buffers:
+        if given.found_inf is not None and given.found_inf.item() != 0:
+            return buffers
+        if given.grad_scale is not None:  # widened first: float16 would lose what is unscaled
+            grads = [
+                grad.to(torch.promote_types(grad.dtype, torch.float32)) / given.grad_scale
+                for grad in grads
+            ]
+        rounding = None
+        if given.seed is not None:
+            rounding = [
+                torch.Generator(self.device).manual_seed(stream ^ int(given.seed))
+                for stream in self.streams
+            ]
+        scales = self.scales() if given.scales is None else given.scales
+        return self.update(grads, buffers, h, scales, rounding)
+
+    @abstractmethod
+    def update(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Buffers,
+        h: Hyperparameters,
+        scales: Tensor | None,
+        rounding: Sequence[torch.Generator] | None,
+    ) -> Buffers:
+        """The step proper, of unscaled gradients; ``rounding``, one for each parameter, draws for
+        stochastic rounding."""
+
+
+class ReferenceSet(TorchSet):
+    """The specification, a parameter at a time."""
+
+    name = "reference"
+
+    def update(
+        self,
+        grads: Sequence[Tensor],
+        buffers: Buffers,
+        h: Hyperparameters,
+        scales: Tensor | None,
+        rounding: Sequence[torch.Generator] | None,
+    ) -> Buffers:
+        if torch.is_grad_enabled():  # differentiable: what the graph has saved is not overwritten
+            buffers = [None if buffer is None else buffer.clone() for buffer in buffers]
+        nothing = [None] * len(self.params)
+        each = nothing if scales is None else scales.unbind()
+        return [
+            reference.step(param, grad, buffer, scale, h, self.momentum_dtype, draws)
+            for param, grad, buffer, scale, draws in zip(
+                self.params, grads, buffers, each, rounding or nothing, strict=True
+            )
+        ]
+
+
+class ForeachSet(TorchSet):
     """Multi-tensor operations of torch; the numbers of :func:`lhkernels.reference.step`."""
 
     name = "foreach"
@@ -58,7 +127,7 @@ def _update(
     h: Hyperparameters,
 ) -> Buffers:
     """:func:`lhkernels.reference.update` over lists: the same operations in the same order."""
-    lr, weight_decay = as_scalar(h.lr), as_scalar(h.weight_decay)
+    lr, weight_decay = h.lr, h.weight_decay
     d = list(torch._foreach_neg(grads)) if h.maximize else grads
     if isinstance(weight_decay, Tensor):
         d = list(torch._foreach_add(d, [decay(param, weight_decay) for param in params]))

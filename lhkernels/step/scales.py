@@ -1,4 +1,4 @@
-"""The blocks' factors as numbers to read, and the constant of ``scale_reference="initial"``."""
+"""The scales ``s_b`` as numbers to read, and the constant of ``scale_reference="initial"``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lhkernels.reference import norm_dtype, sq_norm
 from lhkernels.step.base import StepSet
 
 
-def block_factors(
+def block_scales(
     params: Sequence[Tensor],
     blocks: Sequence[Block | None],
     constant: float | None,
@@ -23,43 +23,43 @@ def block_factors(
 
     Args:
         params: on any devices.
-        blocks: their places in the plan; None for plain SGD, whose factor is 1.
-        constant: divides the factors of all blocks, not of plain parameters.
-        find_constant: where ``constant`` is None, take the factors' own geometric mean.
+        blocks: their places in the plan; None for plain SGD, whose scale is 1.
+        constant: divides the scales of all blocks, not of plain parameters.
+        find_constant: where ``constant`` is None, take the scales' own geometric mean.
     """
-    factors: list[Tensor] = []
+    scales: list[Tensor] = []
     for param, block in zip(params, blocks, strict=True):
-        factor = torch.ones((), dtype=norm_dtype(param.dtype), device=param.device)
+        scale = torch.ones((), dtype=norm_dtype(param.dtype), device=param.device)
         if block is not None:
-            factor = block.coefficient * (sq_norm(param) if block.uses_norm else factor)
-        factors.append(factor)
+            scale = block.coefficient * (sq_norm(param) if block.uses_norm else scale)
+        scales.append(scale)
     divisor: float | Tensor | None = constant
     if constant is None and find_constant:
         weights = [i for i, block in enumerate(blocks) if block is not None and block.uses_norm]
         if weights:
             numels = [params[i].numel() for i in weights]
-            divisor = geometric_mean([factors[i] for i in weights], numels)
+            divisor = geometric_mean([scales[i] for i in weights], numels)
     if divisor is None:
-        return factors
+        return scales
     return [
-        factor if block is None or block.kind == "plain" else factor / _like(divisor, factor)
-        for factor, block in zip(factors, blocks)
+        scale if block is None or block.kind == "plain" else scale / _like(divisor, scale)
+        for scale, block in zip(scales, blocks)
     ]
 
 
-def geometric_mean_of_factors(sets: Sequence[StepSet]) -> float | None:
-    """Element-weighted geometric mean of all blocks' factors; None where no block has one."""
-    factors: list[Tensor] = []
+def geometric_mean_of_scales(sets: Sequence[StepSet]) -> float | None:
+    """Element-weighted geometric mean of all blocks' scales; None where no block has one."""
+    scales: list[Tensor] = []
     numels: list[int] = []
-    for params in sets:
-        scales = params.scales()
-        if scales is None or params.blocks is None or not params.has_values:
+    for step_set in sets:
+        own = step_set.scales()
+        if own is None or step_set.blocks is None or not step_set.has_values:
             continue
-        for param, block, scale in zip(params.params, params.blocks, scales.unbind()):
+        for param, block, scale in zip(step_set.params, step_set.blocks, own.unbind()):
             if block.uses_norm:
-                factors.append(scale)
+                scales.append(scale)
                 numels.append(param.numel())
-    mean = float(geometric_mean(factors, numels)) if factors else math.nan
+    mean = float(geometric_mean(scales, numels)) if scales else math.nan
     return None if math.isnan(mean) else mean
 
 
