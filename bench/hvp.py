@@ -1,242 +1,156 @@
-"""Batched Hessian-vector products timed side by side: ``LocalHessian`` and the usual ways.
+"""Time H @ V for the local Gauss-Newton Hessian of a block and K vectors, in float32.
 
-A round times every contender once with its one-time part (a fresh operator and its first product)
-and once without (another product of the same operator). Speed-ups are taken within a round,
-against the best peer's time of that round's kind, and their median is quoted. Each result is held
-against a float64 product.
+A round times every contender once with its one-time part ('fresh': a new operator and its first
+product) and once without ('again': one more product of it); 'once' is the difference. The speed-up
+beside them is the median over rounds of the best peer's time of that kind to this one's. 'peak' is
+what a fresh operator and one product allocate at most, 'error' the relative Frobenius distance to a
+float64 product.
 """
 
-from __future__ import annotations
-
-import functools
 import gc
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench import memory, peers
-from bench.blocks import CASES, Case
-from bench.peers import Contender, Problem, contenders, is_peer
-from bench.timing import wait
-
-LEAST_ROUNDS = 3
-Times = list[tuple[float, float]]  # per round: seconds with the one-time part, without
+from bench.blocks import CASES, CONTENDERS, PEERS, Case, Contender, Problem
+from bench.common import OURS, Measured, Rows, Table, add_timing, shown
+from bench.memory import peaks
+from bench.timing import in_turns, quartiles, wait
+from lhkernels import tables
+from lhkernels.cli import options
 
 
-@dataclass(frozen=True)
-class Result:
-    """One contender on one case.
-
-    ``ms`` is the median of a fresh operator and its first product, ``ms_product`` of a further
-    product, ``ms_once`` of their difference. ``speedup`` is the median over rounds of the best
-    peer's time to this one's (1 for the best peer itself), with its quartiles, and
-    ``speedup_product`` the same without the one-time part. ``peak_bytes`` is what a fresh operator
-    and one product allocate at most; ``error`` the relative Frobenius distance to the float64
-    product. ``form`` is LocalHessian's. All are None where memory did not suffice.
-    """
-
-    case: str
-    title: str
-    contender: str
-    form: str | None
-    dim: int
-    columns: int
-    rounds: int
-    ms: float | None = None
-    ms_product: float | None = None
-    ms_once: float | None = None
-    speedup: float | None = None
-    speedup_low: float | None = None
-    speedup_high: float | None = None
-    speedup_product: float | None = None
-    speedup_product_low: float | None = None
-    speedup_product_high: float | None = None
-    peak_bytes: int | None = None
-    error: float | None = None
+def add_options(parser: Any) -> None:
+    """What to time, where and for how long."""
+    add, known = parser.add_argument, options.names(lambda: CASES)
+    add("--cases", type=known, metavar="A,B", help=f"of {', '.join(CASES)} (default: all)")
+    known = options.names(lambda: CONTENDERS, ";")
+    add("--contenders", type=known, metavar="A;B", help="names as in the table (default: all)")
+    add("--no-memory", action="store_true", help="don't measure peak memory")
+    add_timing(parser, 10.0, "a case")
 
 
-def run(
-    cases: Mapping[str, Case] = CASES,
-    names: Sequence[str] | None = None,
-    *,
-    device: torch.device,
-    seconds: float = 10.0,
-    measure_memory: bool = True,
-) -> Iterator[list[Result]]:
-    """Time every case's contenders for about ``seconds``; yields a case's rows."""
-    known = {**contenders(), **peers.EXTRA}
-    chosen = {name: known[name] for name in names or contenders()}
-    peaks: dict[str, list[int | None]] = {}
-    if measure_memory and device.type == "cpu":
-        for name in chosen:
-            print(f"measuring the memory of {name} ...", file=sys.stderr, flush=True)
-            peaks[name] = memory.cpu_peaks(name, list(cases.values()))
-    for i, (key, case) in enumerate(cases.items()):
-        known_peaks = {name: found[i] for name, found in peaks.items()}
-        yield compare(
-            key,
-            case,
-            chosen,
-            device=device,
-            seconds=seconds,
-            peaks=known_peaks if peaks or not measure_memory else None,
-        )
+def measure(args: Namespace) -> Measured:
+    """A case's rows at a time."""
+    chosen = args.contenders or [OURS, *PEERS]
+    cases = {key: CASES[key] for key in args.cases or CASES}
+    known = {}
+    for name in () if args.no_memory else chosen:
+        print(f"measuring the memory of {name} ...", file=sys.stderr, flush=True)
+        for key, peak in zip(cases, peaks(name, list(cases.values()), args.device)):
+            known[key, name] = peak
+    for key, case in cases.items():
+        rows = compare(args, case, chosen)
+        yield [{"case": key, **r, "peak_bytes": known.get((key, r["contender"]))} for r in rows]
 
 
-def compare(
-    key: str,
-    case: Case,
-    chosen: Mapping[str, Contender],
-    *,
-    device: torch.device,
-    seconds: float,
-    peaks: Mapping[str, int | None] | None = None,
-    reference: bool = True,
-) -> list[Result]:
-    """Time ``chosen`` on one case, in alternation.
-
-    Args:
-        key: the case's short name.
-        case: the block.
-        chosen: contenders by name.
-        device: where.
-        seconds: about how long; at least three rounds are timed.
-        peaks: peak bytes by contender as far as they are known; None measures them (CUDA only).
-        reference: whether the results are held against a float64 product.
-    """
-    with full_precision():
-        problem = peers.problem(case, device)
-        columns = case.vectors(problem.point.numel(), device)
-        true = float64_product(case, columns) if reference else None
-        found = dict(peaks or {})
-        errors: dict[str, float | None] = {}
-        forms: dict[str, str | None] = {}
-        times: dict[str, Times] = {}
-        for name, make in chosen.items():  # code is loaded and compiled from here on
-            try:
-                product = make(problem)(columns)
-                errors[name] = None if true is None else distance(product, true)
-                del product
-                forms[name] = None if is_peer(name) else form_of(problem, name, columns)
-                if peaks is None and device.type == "cuda":
-                    run_once = functools.partial(_run_once, make, problem, columns)
-                    found[name] = memory.cuda_peak(run_once, device)
-                times[name] = []
-            except torch.OutOfMemoryError:
-                gc.collect()
-        del true
-        start = time.perf_counter()
-        while time.perf_counter() - start < seconds or _rounds(times) < LEAST_ROUNDS:
-            if not times:
-                break
-            for name in times:
-                times[name].append(timed(chosen[name], problem, columns))
-    rows = []
-    for name in chosen:
-        row = Result(
-            case=key,
-            title=case.title,
-            contender=name,
-            form=forms.get(name),
-            dim=len(columns),
-            columns=case.columns,
-            rounds=_rounds(times),
-            peak_bytes=found.get(name),
-            error=errors.get(name),
-            **(summary(name, times) if name in times else {}),
-        )
-        rows.append(row)
-    return rows
+def compare(args: Namespace, case: Case, chosen: list[str]) -> Rows:
+    """Time ``chosen`` on one case, in alternation; Nones for those whose memory didn't suffice."""
+    # Float32 as such, no TF32 in anyone's convolutions or products, so that errors compare.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    p, exact = Problem(case, args.device), Problem(case, args.device, torch.float64)
+    true = PEERS["double backward"](exact)(exact.columns)
+    del exact
+    found, calls = {}, {}
+    for name in chosen:  # code is loaded and compiled from here on
+        try:
+            product, forms = CONTENDERS[name](p), []
+            for _ in range(2):  # ours may take another form for the second
+                error = float((product(p.columns) - true).norm() / true.norm())
+                forms += [product.__self__.form] if name not in PEERS else []
+        except torch.OutOfMemoryError:
+            gc.collect()
+            continue
+        form = ", then ".join(dict.fromkeys(forms)) or None
+        found[name] = {"form": form, "error": error}
+        calls[name] = partial(fresh_and_again, CONTENDERS[name], p)
+    del true, product
+    times = in_turns(calls, args.seconds, 3)
+    about = {"title": case.title, "dim": len(p.columns), "columns": case.columns}
+    about |= {"rounds": len(next(iter(times.values()), [])), "form": None, "error": None}
+    return [
+        {"contender": name, **about, **found.get(name, {}), **medians(times, name)}
+        for name in chosen
+    ]
 
 
-def timed(make: Contender, problem: Problem, columns: Tensor) -> tuple[float, float]:
+def fresh_and_again(make: Contender, p: Problem) -> tuple[float, float]:
     """Seconds of a fresh operator with one product, and of one more product."""
-    device = columns.device
-    wait(device)
+    wait(p.columns.device)
     start = time.perf_counter()
-    product = make(problem)
-    product(columns)
-    wait(device)
+    product = make(p)
+    product(p.columns)
+    wait(p.columns.device)
     middle = time.perf_counter()
-    product(columns)
-    wait(device)
+    product(p.columns)
+    wait(p.columns.device)
     return middle - start, time.perf_counter() - middle
 
 
-def summary(name: str, times: Mapping[str, Times]) -> dict[str, float | None]:
-    """Medians of the contender's times, and its speed-ups against the best peer."""
-    both = [[1e3 * t[kind] for t in times[name]] for kind in (0, 1)]
-    fields: dict[str, float | None] = {
-        "ms": statistics.median(both[0]),
-        "ms_product": statistics.median(both[1]),
-        "ms_once": statistics.median(a - b for a, b in zip(*both)),
-    }
+def medians(times: dict[str, list[tuple[float, float]]], name: str) -> dict[str, float | None]:
+    """Medians of a contender's times, and its speed-ups against the best peer of each kind."""
+    own = times.get(name, [])
+    kinds = {"ms": [fresh for fresh, _ in own], "ms_product": [again for _, again in own]}
+    kinds["ms_once"] = [fresh - again for fresh, again in own]
+    row = {field: 1e3 * statistics.median(ts) if ts else None for field, ts in kinds.items()}
     for kind, field in enumerate(("speedup", "speedup_product")):
-        best = best_peer(times, kind)
-        if best is not None:
-            ratios = [1e3 * t[kind] / own for t, own in zip(times[best], both[kind])]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            fields |= {field: middle, f"{field}_low": low, f"{field}_high": high}
-    return fields
+        peers = [[t[kind] for t in times[peer]] for peer in times if peer in PEERS]
+        best = min(peers, key=statistics.median, default=[])
+        row |= quartiles(field, [b / t[kind] for b, t in zip(best, own)])
+    return row
 
 
-def best_peer(times: Mapping[str, Times], kind: int) -> str | None:
-    """The peer with the least median time with (0) or without (1) the one-time part."""
-    peers = [name for name in times if is_peer(name)]
-    return min(peers, key=lambda n: statistics.median(t[kind] for t in times[n]), default=None)
+def cells(rows: Rows) -> Table:
+    """A case's table, a line for every contender."""
+    lines = []
+    for r in rows:
+        name = r["contender"] + (f" ({r['form']})" if r["form"] else "")
+        fresh = [shown(r["ms"]) or "out of memory", shown(r["speedup"], "x")]
+        again = [shown(r["ms_product"]), shown(r["speedup_product"], "x"), shown(r["ms_once"])]
+        rest = [mebibytes(r["peak_bytes"]), shown(r["error"], spec=".0e")]
+        lines.append([name, *fresh, *again, *rest])
+    heads = ["", "fresh\nms", "", "again\nms", "", "once\nms", "peak\nMiB", "error"]
+    title = "{case}: {title}, dim {dim}, {rounds} rounds".format(**rows[0])
+    ours = [i for i, r in enumerate(rows) if r["contender"] == OURS]
+    return {"columns": heads, "rows": lines, "title": title, "bold": ours}
 
 
-def float64_product(case: Case, columns: Tensor) -> Tensor:
-    """``H V`` by double backward in float64."""
-    problem = peers.problem(case, columns.device, torch.float64)
-    return peers.double_backward(problem)(columns.double())
+def mebibytes(size: int | None) -> str:
+    """Nothing where nobody counted."""
+    return shown(size and size / 2**20)
 
 
-def distance(product: Tensor, true: Tensor) -> float:
-    """``||product - true||_F / ||true||_F``."""
-    return float((product - true).norm() / true.norm())
+def every_block(results: Rows) -> str:
+    """A table a block, a line for every contender."""
+    blocks = [list(rows) for _, rows in groupby(results, key=itemgetter("title"))]
+    return "\n\n".join(tables.to_markdown(**cells(rows)) for rows in blocks)
 
 
-def form_of(problem: Problem, name: str, columns: Tensor) -> str:
-    """Which of its forms LocalHessian takes here for a first product, and for a second."""
-    from lhkernels.hessian import LocalHessian
-
-    _, _, form = name.partition(", ")
-    H = LocalHessian(problem.module, problem.inputs, problem.wrt, form=form or "auto")
-    forms = []
-    for _ in range(2):
-        H @ columns
-        forms.append(H.form)
-    return ", then ".join(dict.fromkeys(forms))
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 as such: no TF32 in anyone's convolutions or products, so that errors compare."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Ready for JSON."""
-    return [asdict(result) for result in results]
-
-
-def _rounds(times: Mapping[str, Times]) -> int:
-    return min(map(len, times.values()), default=0)
-
-
-def _run_once(make: Any, problem: Any, columns: Tensor) -> None:
-    make(problem)(columns)
+def best_peers(results: Rows) -> str:
+    """A line a block: ours and the best peer, with and without the one-time part."""
+    heads = ["H V, float32", "best peer, ms", "lhkernels, fresh, ms", "again, ms"]
+    heads += ["peak memory, MiB (least of the peers)", "error (best peer's)"]
+    lines = []
+    for title, rows in groupby(results, key=itemgetter("title")):
+        done = {row["contender"]: row for row in rows if row["ms"] is not None}
+        peers = [row for name, row in done.items() if not name.startswith(OURS)]
+        if OURS not in done or not peers:
+            continue
+        ours, best = done[OURS], min(peers, key=itemgetter("ms"))
+        least = min((row["peak_bytes"] for row in peers if row["peak_bytes"]), default=None)
+        lines.append([
+            f"{title} ({ours['form']})",
+            f"{shown(best['ms'])} ({best['contender']})",
+            f"{shown(ours['ms'])}, **{shown(ours['speedup'], 'x')}**",
+            f"{shown(ours['ms_product'])}, **{shown(ours['speedup_product'], 'x')}**",
+            mebibytes(ours["peak_bytes"]) + (f" ({mebibytes(least)})" if least else ""),
+            f"{ours['error']:.0e} ({best['error']:.0e})",
+        ])  # fmt: skip
+    return tables.to_markdown(heads, lines)

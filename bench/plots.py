@@ -1,79 +1,44 @@
-"""Pictures of the benchmarks: the roofline of steps, and how cost grows.
+"""Pictures of steps and of how cost grows, told apart by markers and dashes too."""
 
-Told apart by markers and dashes too, and drawn at a phone's width.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from bench import peers, step
-from bench.scaling import FITTED, curves, fit
+from bench.common import OURS
+from bench.scaling import PARTS, curves, fit
 
-# Colour (light enough or dark enough to differ in grey), marker, dashes; ours is the thick one.
-OURS_STYLE = ("#c1440e", "s", "-")
-STYLES = [
-    ("#000000", "o", "--"),
-    ("#1f6fb2", "^", ":"),
-    ("#6b6b6b", "D", "-."),
-    ("#8e5ea2", "v", (0, (5, 1))),
-    ("#3b8f5a", "P", (0, (1, 1))),
-    ("#b59a00", "X", (0, (3, 1, 1, 1, 1, 1))),
-    ("#4d4d4d", "*", (0, (8, 3))),
-]
-
-X_LABELS = {
-    "step-tensors": "tensors (10 million elements in all)",
-    "step-elements": "elements (in 10 tensors)",
-    "hvp-columns": "vectors K",
-    "hvp-batch": "batch N",
-}
-Y_LABELS = {"step": "opt.step() [ms]", "hvp": "H V, one-time part included [ms]"}
+# Colours light or dark enough to differ in grey.
+OURS_STYLE = {"color": "#c1440e", "marker": "s", "ls": "-"}
+COLOURS = ("#000000", "#1f6fb2", "#6b6b6b", "#8e5ea2", "#3b8f5a", "#b59a00", "#4d4d4d")
+DASHES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)))
 
 
-def draw_scaling(points: Sequence[dict[str, Any]], kind: str, title: str, path: Path) -> None:
-    """Milliseconds against size, log-log; each curve's upper end with its fitted slope."""
-    figure, axes = _figure()
-    found = curves(points, kind)
-    for name, (color, marker, dashes) in styles(list(found)).items():
-        xs, ys = found[name]
-        law = fit(xs, ys, FITTED[kind])
-        text = name if law is None else f"{name}: slope {law.slope:.2f}"
-        if law is not None and kind == "step-tensors":
-            text += f", {1000 * (ys[-1] - ys[0]) / (xs[-1] - xs[0]):.2g} µs a tensor"
-        width = 2.6 if name == step.OURS else 1.6
-        axes.plot(xs, ys, color=color, marker=marker, linestyle=dashes, lw=width, label=text, ms=7)
-        if law is not None:
-            ends = [law.start, law.end]
-            axes.plot(ends, [law.at(x) for x in ends], color=color, lw=6, alpha=0.25)
-    again = curves(points, kind, "ms_product")
-    if step.OURS in again:
-        xs, ys = again[step.OURS]
-        law = fit(xs, ys, FITTED[kind])
-        text = "lhkernels, product only" + ("" if law is None else f": slope {law.slope:.2f}")
-        color = OURS_STYLE[0]
-        axes.plot(xs, ys, color=color, marker="s", mfc="white", ls="--", lw=2, label=text, ms=7)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    _plain_ticks(axes, sorted({x for xs, _ in found.values() for x in xs}))
-    axes.set_xlabel(X_LABELS[kind])
-    axes.set_ylabel(Y_LABELS[kind.partition("-")[0]])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=10)
-    axes.set_title(f"{title}\nslopes are of the shaded part", fontsize=11)
-    save(figure, path)
-
-
-def draw_all_scaling(report: dict[str, Any], folder: Path) -> list[Path]:
-    """A picture for each part that was measured; returns the files."""
-    environment = report["environment"]
-    title = f"{environment['device']}, {environment['threads']} threads"
+def draw_scaling(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Milliseconds against size for each part, log-log; upper ends with their slopes."""
     drawn = []
-    for kind in dict.fromkeys(row["kind"] for row in report["results"]):
-        drawn.append(folder / f"scaling-{kind}.png")
-        draw_scaling(report["results"], kind, title, drawn[-1])
+    for part in dict.fromkeys(row["kind"] for row in report["results"]):
+        axes = new_axes()
+        found = curves(report["results"], part)
+        lines = [(name, found[name], style) for name, style in styles(found).items()]
+        if again := curves(report["results"], part, "ms_product").get(OURS):
+            style = OURS_STYLE | {"ls": "--", "mfc": "white"}
+            lines.append(("lhkernels, product only", again, style))
+        for label, curve, style in lines:
+            if law := fit(curve, part):
+                axes.plot(*zip(*law[1].items()), color=style["color"], lw=6, alpha=0.25)
+                label += f": slope {law[0]:.2f}"
+            if law and part == "step-tensors":
+                (first, low), *_, (last, high) = curve.items()
+                label += f", {1000 * (high - low) / (last - first):.2g} µs a tensor"
+            width = 2.4 if style["color"] == OURS_STYLE["color"] else 1.6
+            axes.plot(*zip(*curve.items()), label=label, ms=7, lw=width, **style)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=10)
+        what = "opt.step() [ms]" if part.startswith("step") else "H V, one-time part included [ms]"
+        axes.set(xlabel=PARTS[part], ylabel=what, title="slopes are of the shaded part")
+        drawn.append(folder / f"scaling-{part}.png")
+        save(axes, report, set().union(*found.values()), drawn[-1])
     return drawn
 
 
@@ -87,84 +52,60 @@ def draw_roofline(report: dict[str, Any], folder: Path) -> list[Path]:
     rows = [r for r in report["results"] if r.get("bytes_per_element") and r["dtype"] == "float32"]
     if not rows:
         return []
-    figure, axes = _figure()
-    rates = {r["gb_per_s"] / r["of_copy"] for r in rows}
-    names = list(dict.fromkeys(r["contender"] for r in rows))
-    for name, (color, marker, _) in styles(names).items():
+    axes = new_axes()
+    for name, style in styles(r["contender"] for r in rows).items():
         own = [r for r in rows if r["contender"] == name]
         xs = [r["bytes_per_element"] for r in own]
         ys = [x * r["elements"] / (r["ms"] * 1e6) for x, r in zip(xs, own)]
-        ours = name == step.OURS
-        face, order = (color, 2) if ours else ("none", 3)  # hollow ones show what they lie upon
-        axes.scatter(
-            xs, ys, s=90, marker=marker, ec=color, fc=face, lw=1.6, label=name, zorder=order
-        )
-    copy = max(rates)
+        hollow = {} if name == OURS else {"mfc": "none", "zorder": 3}  # shows what it lies upon
+        axes.plot(xs, ys, label=name, ms=9, mew=1.6, **style | {"ls": "none"} | hollow)
+    copy = max(r["gb_per_s"] / r["of_copy"] for r in rows)
     axes.axhline(copy, color="k", lw=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    low, high = axes.get_xlim()
-    low, high = low / 1.3, high * 1.3
-    bottom, top = axes.get_ylim()
-    bottom, top = bottom / 1.2, max(top, copy) * 1.3
-    axes.text(low * 1.03, copy * 1.02, f"a copy: {copy:.3g} GB/s", fontsize=10, va="bottom")
+    left, right, bottom, top = axes.axis()
+    left, right, bottom, top = axes.axis((left / 1.3, right * 1.3, bottom / 1.2, top * 1.3))
+    axes.text(left * 1.03, copy * 1.02, f"a copy: {copy:.3g} GB/s", va="bottom")
     for ns in (2.0**k for k in range(-12, 9)):
-        start, end = max(low, bottom * ns), min(high, top * ns)
+        start, end = max(left, bottom * ns), min(right, top * ns)
         if start < end:
             axes.plot([start, end], [start / ns, end / ns], color="0.75", lw=0.8, zorder=1)
-            text = f"{ns:.2g} ns"
-            axes.text(end, end / ns, text, color="0.4", fontsize=9, ha="right", va="top")
-    axes.set_xlim(low, high)
-    axes.set_ylim(bottom, top)
-    _plain_ticks(axes, [10, 20, 44, 68, 100])
-    axes.set_xlabel("bytes read and written for an element of the parameters")
-    axes.set_ylabel("achieved GB/s")
+            axes.text(end, end / ns, f"{ns:.2g} ns", color="0.4", size=9, ha="right", va="top")
+    x_label = "bytes read and written for an element of the parameters"
+    axes.set(xlabel=x_label, ylabel="achieved GB/s")
+    axes.set(title="opt.step(), float32: a point a network; grey: time for an element")
     axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    axes.set_title(
-        f"opt.step(), float32: a point a network; grey: time for an element\n"
-        f"{report['environment']['device']}, {report['environment']['threads']} threads",
-        fontsize=11,
-    )
-    path = folder / "roofline.png"
-    save(figure, path)
-    return [path]
+    save(axes, report, (10, 20, 44, 68, 100), folder / "roofline.png")
+    return [folder / "roofline.png"]
 
 
-def styles(names: Sequence[str]) -> dict[str, tuple[str, str, Any]]:
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A colour, a marker and dashes for each name; ours always the same."""
-    others = iter(STYLES * (1 + len(names) // len(STYLES)))
-    return {name: OURS_STYLE if name in (step.OURS, peers.OURS) else next(others) for name in names}
+    others = (dict(zip(OURS_STYLE, style)) for style in cycle(zip(COLOURS, "o^DvPX*", DASHES)))
+    return {name: OURS_STYLE if name == OURS else next(others) for name in dict.fromkeys(names)}
 
 
-def save(figure: Any, path: Path) -> None:
-    """As PNG, in one go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
-
-
-def _figure() -> tuple[Any, Any]:
+def new_axes() -> Any:
+    """Log-log, at a phone's width."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 5.4), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    axes.tick_params(labelsize=11)
-    axes.xaxis.label.set_fontsize(12)
-    axes.yaxis.label.set_fontsize(12)
-    return figure, axes
+    axes = Figure(figsize=(6.4, 5.4), dpi=130, layout="constrained").subplots()
+    axes.set(xscale="log", yscale="log")
+    return axes
 
 
-def _plain_ticks(axes: Any, ticks: Sequence[float]) -> None:
-    """Ticks of the x axis where the points are; all numbers plain."""
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+def save(axes: Any, report: dict[str, Any], ticks: Iterable[int], path: Path) -> None:
+    """As PNG, in one go, with plain numbers and the machine in the title."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
+    machine = "{device}, {threads} threads".format(**report["environment"])
+    axes.set_title(f"{machine}\n{axes.get_title()}", fontsize=11)
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
-
-    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    many = any(t >= 1e5 for t in ticks)
-    axes.xaxis.set_major_formatter(lambda x, _: f"1e{len(f'{x:.0f}') - 1}" if many else f"{x:,.0f}")
+    labels = {x: f"1e{len(str(x)) - 1}" if max(ticks) >= 1e5 else f"{x:,}" for x in sorted(ticks)}
+    axes.set_xticks(list(labels), list(labels.values()))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    axes.figure.savefig(draft, format="png")
+    draft.replace(path)

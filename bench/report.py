@@ -1,301 +1,172 @@
-"""Kept results as Markdown tables, between markers in README and docs.
+"""Show kept results as Markdown tables and pictures.
 
-    <!-- bench:step xeon-2-cores -->
-    ... replaced ...
-    <!-- /bench:step -->
+All tables are printed, or updated in Markdown files between the lines
 
-The first word names the table, one of :data:`TABLES`; the second, if any, the machine, a folder of
-bench/results/ (needed where several machines have such a file). Below each table stand the command
-that makes its figures, the hardware and the file that they come from.
+    <!-- bench:TABLE [MACHINE] -->
+    <!-- /bench:TABLE -->
+
+Tables: step, hvp, hvp-all, slopes, norms, spectrum. The machine, a folder of --results, is needed
+where several have such a file. Below a table stand the command that makes its figures, the hardware
+and the file that they come from.
 """
-
-from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MARKER = re.compile(
-    r"(?P<open><!-- bench:(?P<table>[\w-]+)(?: (?P<machine>[\w.-]+))? -->)\n"
-    r"(?P<body>.*?)(?P<close><!-- /bench:(?P=table) -->)",
-    re.DOTALL,
-)
-OPENING = re.compile(r"<!-- bench:([\w-]+)")
+from bench import hvp, norms, scaling, step
+from bench.common import RESULTS
+from lhkernels.cli.errors import CommandError, writing
 
-TITLES = {
-    "vgg13": "VGG13",
-    "resnet50": "ResNet-50",
-    "vit-b16": "ViT-B/16",
-    "gpt2-small": "GPT-2 small",
-    "transformer-1b": "1 B, bf16",
-    "transformer-7b": "7 B, bf16",
-}
-CALLS = {
-    "lhkernels": "`ScaleAmendedSGD`",
-    "lhkernels, amend=False": "`ScaleAmendedSGD(amend=False)`",
-    "lhkernels reference": "`ScaleAmendedSGD(foreach=False)`, the reference",
-    "torch foreach": "`torch.optim.SGD(foreach=True)`",
-    "torch loop": "`torch.optim.SGD(foreach=False)`",
-}
-OURS = "lhkernels"
-Rows = list[dict[str, Any]]
+OPENING = re.compile(r"<!-- bench:[\w-]+")
+MARKED = re.compile(r"(<!-- bench:([\w-]+)(?: ([\w.-]+))? -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
+TURNS = "medians over rounds in alternation"
+TABLES: dict[str, tuple[str, Any, str]] = {  # the kind of their results, layout, a note
+    "step": ("step", step.compared, f"rows below the first are time relative to it, {TURNS}"),
+    "hvp": ("hvp", hvp.best_peers, "fresh: a new operator and its first product, again: one more; "
+            f"speed-ups are {TURNS}, against the best peer of each kind"),
+    "hvp-all": ("hvp", hvp.every_block, f"speed-ups are against the best peer, {TURNS}"),
+    "slopes": ("scaling", scaling.exponents, "least squares, log-log, over the upper end: the last "
+               "three points, of tensors the last two"),
+    "norms": ("norms", norms.markdown, "each timed alone"),
+    "spectrum": ("spectrum", norms.markdown, "each timed alone"),
+}  # fmt: skip
 
 
-class ReportError(Exception):
-    """What the user can mend: a missing file, an unknown table, a marker without its end."""
+def add_options(parser: Any) -> None:
+    """All of it: nothing is measured here."""
+    add = parser.add_argument
+    add("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
+    add("--machine", help="a folder of DIR (default: all)")
+    files = "the files (default: README.md docs/*.md)"
+    add("--write", nargs="*", metavar="FILE", help=f"update {files}")
+    add("--check", nargs="*", metavar="FILE", help=f"fail if one is stale of {files}")
+    add("--plots", type=Path, metavar="DIR", help="draw roofline.png and scaling-*.png there")
+    add("--json", action="store_true", help="print the tables as JSON")
+    parser.set_defaults(run=run)
 
 
-def step_table(results: Rows) -> list[str]:
-    """Milliseconds of torch's fused SGD, then everyone's time relative to it."""
-    models = list(dict.fromkeys(row["model"] for row in results))
-    cells = {(row["contender"], row["model"]): row for row in results}
-    sizes = {row["model"]: row["elements"] for row in results}
-    heads = [f"{TITLES.get(m, m)}, {_count(sizes[m])}" for m in models]
-    lines = _header(["`opt.step()`, momentum and weight decay", *heads])
-    baseline = "torch fused"
-    milliseconds = [
-        f"{_ms(cells[baseline, m]['ms'])} ms" if (baseline, m) in cells else "" for m in models
-    ]
-    lines.append(_line(["`torch.optim.SGD(fused=True)`", *milliseconds]))
-    for name in dict.fromkeys(row["contender"] for row in results):
-        if name != baseline:
-            ratios = [cells.get((name, m), {}).get("ratio") for m in models]
-            texts = ["" if r is None else f"{r:.2f}" for r in ratios]
-            lines.append(_line(_bold([CALLS.get(name, name), *texts], name == OURS)))
-    return lines
+def run(args: Namespace) -> int:
+    """Print, write or check; status 1 if a file is stale."""
+    if not args.results.is_dir():
+        raise CommandError(f"--results {args.results} is no folder; `make bench` fills {RESULTS}")
+    if args.machine is not None and not (args.results / args.machine).is_dir():
+        there = ", ".join(sorted(p.name for p in args.results.iterdir() if p.is_dir()))
+        raise CommandError(f"--machine {args.machine} has no results; there are {there}")
+    stale = False
+    if args.plots is not None:
+        with writing("--plots", args.plots):
+            draw(args.results, args.machine, args.plots)
+    for path, text, new in pages(args.check, args.results):
+        if new != text:
+            stale = True
+            print(f"{path} is stale; `bench report --write` updates it", file=sys.stderr)
+    for path, text, new in pages(args.write, args.results):
+        if new != text:
+            with writing("--write", path):
+                path.write_text(new)
+        changed = "updated" if new != text else "unchanged"
+        print(f"{path}: {len(OPENING.findall(text))} table(s), {changed}")
+    if args.check is None and args.write is None and (args.plots is None or args.json):
+        show(args.results, args.machine, args.json)
+    return int(stale)
 
 
-def hvp_table(results: Rows) -> list[str]:
-    """A line a block: ours and the best peer, with and without the one-time part."""
-    lines = _header(
-        [
-            "H V, float32",
-            "best peer, ms",
-            "lhkernels, fresh, ms",
-            "again, ms",
-            "peak memory, MiB (least of the peers)",
-            "error (best peer's)",
-        ]
-    )
-    for title, rows in _by_title(results).items():
-        timed = [row for row in rows if row["ms"] is not None]
-        peers = [row for row in timed if not row["contender"].startswith(OURS)]
-        ours = next((row for row in timed if row["contender"] == OURS), None)
-        if ours is None or not peers:
+def pages(files: list[str] | None, results: Path) -> Iterator[tuple[Path, str, str]]:
+    """A file, its text, and its text with every marked table made anew, for all that have one."""
+    every = [Path("README.md"), *sorted(Path("docs").glob("*.md"))] if files == [] else files or ()
+    for path in map(Path, every):
+        try:
+            text = path.read_text()
+        except FileNotFoundError as error:
+            if files:
+                raise CommandError(f"there is no file {path}") from error
             continue
-        best = min(peers, key=lambda row: row["ms"])
-        peaks = [row["peak_bytes"] for row in peers if row["peak_bytes"] is not None]
-        least = f" ({_mib(min(peaks))})" if peaks else ""
-        lines.append(
-            _line(
-                [
-                    f"{title} ({ours['form']})",
-                    f"{_ms(best['ms'])} ({best['contender']})",
-                    f"{_ms(ours['ms'])}, **{_times(ours['speedup'])}**",
-                    f"{_ms(ours['ms_product'])}, **{_times(ours['speedup_product'])}**",
-                    f"{_mib(ours['peak_bytes'])}{least}",
-                    f"{ours['error']:.0e} ({best['error']:.0e})",
-                ]
-            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{path} can't be read: {error}") from error
+        if OPENING.search(text):
+            try:
+                yield path, text, filled(text, results, path.parent)
+            except CommandError as error:
+                raise CommandError(f"{path}: {error}") from error
+
+
+def filled(text: str, results: Path, base: Path) -> str:
+    """``text`` with every marked table made anew."""
+    opened, matched = len(OPENING.findall(text)), len(MARKED.findall(text))
+    if opened != matched:
+        raise CommandError(
+            f"{opened} tables are opened, but {matched} of them well: each needs "
+            "`<!-- bench:NAME [MACHINE] -->` and `<!-- /bench:NAME -->` on lines of their own"
         )
-    return lines
-
-
-def hvp_all_table(results: Rows) -> list[str]:
-    """A line for every contender on every block."""
-    heads = ["", "fresh, ms", "", "again, ms", "", "once, ms", "peak, MiB", "error"]
-    lines: list[str] = []
-    for title, rows in _by_title(results).items():
-        lines += ["", f"**{title}** (dim {rows[0]['dim']}, {rows[0]['rounds']} rounds)", ""]
-        lines += _header(heads)
-        for row in rows:
-            name = row["contender"] + (f" ({row['form']})" if row["form"] else "")
-            if row["ms"] is None:
-                lines.append(_line([name, "out of memory", *([""] * 6)]))
-                continue
-            cells = [
-                name,
-                _ms(row["ms"]),
-                _times(row["speedup"]),
-                _ms(row["ms_product"]),
-                _times(row["speedup_product"]),
-                _ms(row["ms_once"]),
-                _mib(row["peak_bytes"]),
-                f"{row['error']:.0e}",
-            ]
-            lines.append(_line(_bold(cells, row["contender"] == OURS)))
-    return lines[1:]
-
-
-def slopes_table(results: Rows) -> list[str]:
-    """Fitted exponents of the upper end of each curve."""
-    from bench.scaling import slopes
-
-    lines = _header(["time grows as x to the power", "x", "contenders"])
-    axes = {
-        "step-tensors": "tensors, same elements",
-        "step-elements": "elements",
-        "hvp-columns": "vectors K",
-        "hvp-batch": "batch N",
-    }
-    for kind, found in slopes(results).items():
-        what = "`opt.step()`" if kind.startswith("step") else "H V, fresh"
-        text = ", ".join(f"{name} {slope:.2f}" for name, slope in found.items())
-        lines.append(_line([what, axes[kind], text]))
-    return lines
-
-
-def suite_table(group: str) -> Callable[[Rows], list[str]]:
-    """The table of one group of the pytest-benchmark file."""
-
-    def table(results: Rows) -> list[str]:
-        rows = [row for row in results if row["group"].partition(" ")[0] == group]
-        rows.sort(key=lambda row: row["group"])
-        extra = sorted({key for row in rows for key in row["extra_info"]} - {"case", "contender"})
-        lines = _header([group, "", "median, ms", *extra])
-        for row in rows:
-            info = row["extra_info"]
-            name = info["contender"]
-            cells = [name, _ms(1e3 * row["stats"]["median"]), *(_value(info.get(k)) for k in extra)]
-            lines.append(_line([info["case"], *_bold(cells, name.startswith(OURS))]))
-        return lines
-
-    return table
-
-
-# Table: its file, what makes it, and how it is laid out.
-TABLES: dict[str, tuple[str, str, Callable[[Rows], list[str]]]] = {
-    "step": ("step.json", "python -m lhkernels bench step", step_table),
-    "hvp": ("hvp.json", "python -m lhkernels bench hvp", hvp_table),
-    "hvp-all": ("hvp.json", "python -m lhkernels bench hvp", hvp_all_table),
-    "slopes": ("scaling.json", "python -m lhkernels bench scaling", slopes_table),
-    "norms": ("suite.json", "make bench", suite_table("norms")),
-    "spectrum": ("suite.json", "make bench", suite_table("spectrum")),
-}
-
-NOTES = {
-    "step": "rows below the first are time relative to it, medians over rounds in alternation",
-    "hvp": "fresh: a new operator and its first product, again: one more; speed-ups are medians "
-    "over rounds in alternation, against the best peer of each kind",
-    "hvp-all": "speed-ups are against the best peer, medians over rounds in alternation",
-    "slopes": "least squares, log-log, over the upper end: the last three points, of tensors the "
-    "last two",
-    "norms": "each timed alone",
-    "spectrum": "each timed alone",
-}
+    return MARKED.sub(lambda m: m[1] + render(m[2], results, m[3], base) + m[4], text)
 
 
 def render(table: str, results: Path, machine: str | None, base: Path) -> str:
     """The table in Markdown, its sources below; ``base`` is the folder that links start from."""
     if table not in TABLES:
-        raise ReportError(f"unknown table {table!r}; there are {', '.join(TABLES)}")
-    file, command, layout = TABLES[table]
-    path = locate(file, results, machine, command)
+        raise CommandError(f"unknown table {table!r}; there are {', '.join(TABLES)}")
+    kind, layout, note = TABLES[table]
+    command = f"python -m lhkernels bench {kind}"
+    path, report = read(kind, results, machine)
     try:
-        report = read(path)
-        lines = layout(report["benchmarks" if file == "suite.json" else "results"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(
+        body, about = layout(report["results"]), report["environment"]
+        where = "{device}, {threads} threads, torch {torch}, {date:.10}".format(**about)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CommandError(
             f"{path} is not what `{command}` writes ({type(error).__name__}: {error}); run it again"
         ) from error
-    environment = report.get("environment") or report["machine_info"]["lhkernels"]
-    link = Path(os.path.relpath(path, base)).as_posix()
-    note = (
-        f"<sub>`{command}`: {NOTES[table]}; {environment['device']}, "
-        f"{environment['threads']} threads, torch {environment['torch']}, "
-        f"{environment['date'][:10]} ([raw]({link}))</sub>"
-    )
-    return "\n".join([*lines, "", note]) + "\n"
+    raw = Path(os.path.relpath(path, base)).as_posix()
+    return f"{body}\n\n<sub>`{command}`: {note}; {where} ([raw]({raw}))</sub>\n"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What a benchmark wrote, alone or as a part of ``make gpu``."""
-    try:
-        found = json.loads(path.read_text())
-        return found["data"][found["part"]] if "part" in found else found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(
-            f"{path} is no result of a benchmark ({error!r}); run it again"
-        ) from error
-
-
-def locate(file: str, results: Path, machine: str | None, command: str) -> Path:
-    """The one file of that name, of the machine if it is named."""
-    found = sorted(results.glob(f"{machine or '*'}/{file}"))
-    if len(found) == 1:
-        return found[0]
-    where = f"{results}/{machine or '<machine>'}/{file}"
+def read(kind: str, results: Path, machine: str | None) -> tuple[Path, dict[str, Any]]:
+    """The one file of that kind, of the machine if it is named; alone or a part of ``make gpu``."""
+    found = sorted(results.glob(f"{machine or '*'}/{kind}.json"))
+    where = f"{results}/{machine or '<machine>'}/{kind}.json"
     if not found:
-        raise ReportError(f"there is no {where}; `{command}` writes it (with --save)")
-    machines = ", ".join(path.parent.name for path in found)
-    raise ReportError(f"several machines have {where}: name one of {machines}")
+        command = f"python -m lhkernels bench {kind}"
+        raise CommandError(f"there is no {where}; `{command}` writes it (with --save)")
+    if len(found) > 1:
+        machines = ", ".join(path.parent.name for path in found)
+        raise CommandError(f"several machines have {where}: name one of {machines}")
+    try:
+        report = json.loads(found[0].read_text())
+        return found[0], report["data"][report["part"]] if "part" in report else report
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = f"{found[0]} is no result of a benchmark ({error!r}); run it again"
+        raise CommandError(text) from error
 
 
-def available(results: Path, machine: str | None) -> list[tuple[str, str]]:
-    """(table, machine) for all files there are."""
-    return [
-        (table, path.parent.name)
-        for table, (file, _, _) in TABLES.items()
-        for path in sorted(results.glob(f"{machine or '*'}/{file}"))
+def show(results: Path, machine: str | None, as_json: bool) -> None:
+    """All tables there are results for."""
+    shown = [
+        {"table": table, "machine": name, "markdown": render(table, results, name, Path())}
+        for table, (kind, *_) in TABLES.items()
+        for name in sorted(p.parent.name for p in results.glob(f"{machine or '*'}/{kind}.json"))
     ]
+    if not shown:
+        raise CommandError(f"there are no results in {results}; `make bench` makes them")
+    text = "\n<!-- bench:{table} {machine} -->\n{markdown}<!-- /bench:{table} -->"
+    print(json.dumps(shown, indent=2) if as_json else "\n".join(text.format(**t) for t in shown))
 
 
-def filled(text: str, results: Path, base: Path) -> str:
-    """``text`` with every marked table made anew."""
-    opened, matched = OPENING.findall(text), list(MARKER.finditer(text))
-    if len(opened) != len(matched):
-        raise ReportError(
-            f"{len(opened)} tables are opened, but {len(matched)} of them well: each needs "
-            "`<!-- bench:NAME [MACHINE] -->` and `<!-- /bench:NAME -->` on lines of their own"
+def draw(results: Path, machine: str | None, folder: Path) -> None:
+    """The roofline and the growth of cost, of the one machine that is named or has them."""
+    from bench import plots
+
+    drawn: list[Path] = []
+    for kind, pictures in (("step", plots.draw_roofline), ("scaling", plots.draw_scaling)):
+        if any(results.glob(f"{machine or '*'}/{kind}.json")):
+            drawn += pictures(read(kind, results, machine)[1], folder)
+    if not drawn:
+        raise CommandError(
+            f"there is no step.json or scaling.json in {results}; run `bench step --save` and "
+            "`bench scaling --save`"
         )
-
-    def replaced(match: re.Match[str]) -> str:
-        body = render(match["table"], results, match["machine"], base)
-        return f"{match['open']}\n{body}{match['close']}"
-
-    return MARKER.sub(replaced, text)
-
-
-def _by_title(results: Rows) -> dict[str, Rows]:
-    found: dict[str, Rows] = {}
-    for row in results:
-        found.setdefault(row["title"], []).append(row)
-    return found
-
-
-def _header(cells: list[str]) -> list[str]:
-    return [_line(cells), "|" + "---|" * len(cells)]
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _bold(cells: list[str], yes: bool) -> list[str]:
-    return [f"**{cell}**" if yes and cell else cell for cell in cells]
-
-
-def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}x" if value >= 100 else f"{value:.3g}x"
-
-
-def _mib(value: int | None) -> str:
-    return "-" if value is None else f"{value / 2**20:.0f}"
-
-
-def _value(value: Any) -> str:
-    return "" if value is None else f"{value:.1e}" if isinstance(value, float) else str(value)
-
-
-def _count(elements: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if elements >= size:
-            return f"{elements / size:.3g} {unit}"
-    return str(elements)
+    print("\n".join(f"drawn: {path}" for path in drawn))

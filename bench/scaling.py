@@ -1,219 +1,166 @@
-"""How cost grows: steps with tensors and elements, Hessian-vector products with K and the batch.
+"""Time how cost grows with tensors, elements, vectors and the batch.
 
-Each point is one comparison in alternation (:mod:`step`, :mod:`hvp`), made in several passes over
-all points and the median taken: a machine that stalls for seconds spoils one pass. What a power law
-explains is the upper end of a curve, so slopes are fitted there.
+Steps against the number of tensors (10 million elements in 1 to 10,000) and of elements (in 10
+tensors), Hessian-vector products (conv2d 64->64 + BN at 16x16) against the number of vectors and
+the batch. Each point is one comparison in alternation, made in several passes over all points and
+the median taken: a machine that stalls for seconds spoils one pass. What a power law explains is
+the upper end of a curve, so slopes (log-log) are fitted there.
 """
 
-from __future__ import annotations
-
-import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bench import hvp, peers, step
+from bench import hvp, step
 from bench.blocks import Case
-from bench.shapes import Shape
+from bench.common import OURS, Measured, Rows, Table, add_timing, shown
+from bench.memory import available
+from lhkernels import tables
+from lhkernels.cli import options
+from lhkernels.cli.errors import check_writable, writing
 
-STEP_NAMES = (step.BASELINE, step.OURS, "torch foreach", "torch loop")
-HVP_NAMES = (peers.OURS, "double backward", "jvp + vjp loop", "vmap(jvp + vjp)")
-
-TENSORS = (1, 10, 100, 1_000, 10_000)
-ELEMENTS_OF_TENSORS = 10_000_000
-TENSORS_OF_ELEMENTS = 10
-BLOCK = Case("conv2d", 64, 64, 32, 16, 16)
-COLUMNS = (1, 2, 4, 8, 16, 32, 64)
-BATCHES = (8, 16, 32, 64, 128)
-# Points at the upper end that a slope is fitted to.
-FITTED = {"step-tensors": 2, "step-elements": 3, "hvp-columns": 3, "hvp-batch": 3}
-
-
-@dataclass(frozen=True)
-class Point:
-    """One contender at one size: ``ms`` is the median; ``ms_product`` only for products."""
-
-    kind: str
-    x: int
-    contender: str
-    ms: float
-    ms_product: float | None = None
-
-
-@dataclass(frozen=True)
-class Fit:
-    """``ms ~ x^slope`` by least squares in log-log on the points from ``start`` up."""
-
-    slope: float
-    start: float
-    end: float
-    scale: float  # ms at x = 1
-
-    def at(self, x: float) -> float:
-        return self.scale * x**self.slope
-
-
-def step_by_tensors(
-    device: torch.device, seconds: float, *, elements: int = ELEMENTS_OF_TENSORS
-) -> Iterator[list[Point]]:
-    """The same number of elements in 1 to 10,000 tensors."""
-    for count in TENSORS:
-        if 4 * count <= elements:
-            yield _step("step-tensors", count, equal_tensors(elements, count), device, seconds)
-
-
-def step_by_elements(
-    device: torch.device, seconds: float, *, max_elements: int
-) -> Iterator[list[Point]]:
-    """Ten tensors, 1e3 elements and ten times more each time, as far as memory allows."""
-    elements = 1_000
-    while elements <= max_elements:
-        names = fitting(elements, available_bytes(device))
-        if not names:
-            return
-        shapes = equal_tensors(elements, TENSORS_OF_ELEMENTS)
-        yield _step("step-elements", elements, shapes, device, seconds, names)
-        elements *= 10
-
-
-def hvp_by_columns(
-    device: torch.device, seconds: float, *, block: Case = BLOCK, sizes: Sequence[int] = COLUMNS
-) -> Iterator[list[Point]]:
-    """Products with 1 to 64 vectors."""
-    for k in sizes:
-        yield _hvp("hvp-columns", k, replace(block, columns=k), device, seconds)
-
-
-def hvp_by_batch(
-    device: torch.device, seconds: float, *, block: Case = BLOCK, sizes: Sequence[int] = BATCHES
-) -> Iterator[list[Point]]:
-    """Products with 16 vectors for a batch of 8 to 128."""
-    for n in sizes:
-        yield _hvp("hvp-batch", n, replace(block, batch=n), device, seconds)
-
-
-KINDS: dict[str, Callable[..., Iterator[list[Point]]]] = {
-    "step-tensors": step_by_tensors,
-    "step-elements": step_by_elements,
-    "hvp-columns": hvp_by_columns,
-    "hvp-batch": hvp_by_batch,
+PARTS = {  # by the x axis; the largest last
+    "step-tensors": "tensors, same elements",
+    "hvp-columns": "vectors K",
+    "hvp-batch": "batch N",
+    "step-elements": "elements",
 }
+SIZES = {
+    "step-tensors": (1, 10, 100, 1_000, 10_000),
+    "hvp-columns": (1, 2, 4, 8, 16, 32, 64),
+    "hvp-batch": (8, 16, 32, 64, 128),
+    "step-elements": tuple(10**k for k in range(3, 16)),
+}
+BLOCK = Case("conv2d", 64, 64, 32, 16, 16)
+STEP_NAMES = [step.BASELINE, OURS, "torch foreach", "torch loop"]
+HVP_NAMES = [OURS, "double backward", "jvp + vjp loop", "vmap(jvp + vjp)"]
 
 
-def merged(passes: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of the first pass, with the median over the passes for each time."""
-    times: dict[tuple, list[dict[str, Any]]] = {}
-    for row in itertools.chain(*passes):
-        times.setdefault((row["kind"], row["x"], row["contender"]), []).append(row)
-    return [
-        {**rows[0], **{field: _median([r[field] for r in rows]) for field in ("ms", "ms_product")}}
-        for rows in times.values()
-    ]
+def add_options(parser: Any) -> None:
+    """What to time, where, how often and for how long."""
+    add, known = parser.add_argument, options.names(lambda: PARTS)
+    add("--parts", type=known, metavar="A,B", help=f"of {', '.join(PARTS)} (default: all)")
+    many = options.number(float, lambda n: 1000 <= n < math.inf, "finite and >= 1000")
+    most = "for step-elements, as far as memory allows (default: 1e9)"
+    add("--max-elements", type=many, default=1e9, help=most)
+    add("--plots", type=Path, metavar="DIR", help="write DIR/scaling-<part>.png")
+    often = "median of N passes (default: 3)"
+    add("--passes", type=options.positive_int, default=3, metavar="N", help=often)
+    add_timing(parser, 0.2, "a point and pass")
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def measure(args: Namespace) -> Measured:
+    """A part's rows at a time, when all passes are over: the medians of each contender and size."""
+    if args.plots is not None:
+        check_writable("--plots", args.plots / "scaling.png")
+    found: dict[str, dict[tuple[int, str], Rows]] = {part: {} for part in args.parts or PARTS}
+    for i in range(args.passes):
+        for part, rows in found.items():
+            print(f"pass {i + 1} of {args.passes}: {part} ...", file=sys.stderr, flush=True)
+            for x, compared in points(args, part):
+                for row in compared:
+                    rows.setdefault((x, row["contender"]), []).append(row)
+    for part, rows in found.items():
+        yield [
+            {"kind": part, "x": x, "contender": name}
+            | {field: median(row.get(field) for row in same) for field in ("ms", "ms_product")}
+            for (x, name), same in rows.items()
+        ]
+
+
+def points(args: Namespace, part: str) -> Iterator[tuple[int, Rows]]:
+    """Each x of a part, and the comparison there."""
+    for x in SIZES[part]:
+        if part.startswith("hvp"):
+            case = replace(BLOCK, **{part.removeprefix("hvp-"): x})
+            yield x, hvp.compare(args, case, HVP_NAMES)
+            continue
+        elements, tensors = (x, 10) if part == "step-elements" else (10_000_000, x)
+        if part == "step-elements" and x > args.max_elements:
+            return
+        # Each has parameters, momentum and, of not too many elements, gradients of its own; a
+        # contender that is not fused needs room for temporaries.
+        own, shared = (2, 1) if elements > step.LARGE else (3, 0)
+        room = 0.9 * available(args.device) / (4 * elements)
+        chosen = STEP_NAMES if room > 4 * own + shared + 1 else STEP_NAMES[:2]
+        if room <= 2 * own + shared:
+            return
+        rows, rest = divmod(elements // 4, tensors)
+        shapes = [(rows + (i < rest), 4) for i in range(tensors)]
+        yield x, step.compare(args, shapes, chosen)
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Of those there are."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 
-def equal_tensors(elements: int, count: int) -> list[Shape]:
-    """``count`` matrices of nearly the same size, ``elements`` (rounded to fours) in all."""
-    rows, rest = divmod(elements // 4, count)
-    return [(rows + (i < rest), 4) for i in range(count)]
+def summary(args: Namespace, rows: Rows) -> dict[str, Any]:
+    """How often it was measured, and slopes."""
+    return {"passes": args.passes, "slopes": slopes(rows)}
 
 
-def fitting(elements: int, available: int) -> list[str]:
-    """The contenders that can be held at once: all, the two fused ones, or none.
+def finish(args: Namespace, report: dict[str, Any]) -> None:
+    """Draw, if asked to."""
+    from bench.plots import draw_scaling
 
-    Each has parameters and momentum of its own, gradients too below :data:`step.LARGE`; half as
-    much again is left for what the steps allocate.
+    if args.plots is not None:
+        with writing("--plots", args.plots):
+            draw_scaling(report, args.plots)
+
+
+def curves(rows: Rows, part: str, field: str = "ms") -> dict[str, dict[int, float]]:
+    """Milliseconds by x, by contender."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["kind"] == part and row[field] is not None:
+            found.setdefault(row["contender"], {})[row["x"]] = row[field]
+    return found
+
+
+def fit(curve: dict[int, float], part: str) -> tuple[float, dict[int, float]] | None:
+    """The slope of the last three points (of tensors: two), and the power law at both their ends.
+
+    None with fewer than two points.
     """
-    for names in (STEP_NAMES, STEP_NAMES[:2]):
-        own, shared = (2, 1) if elements > step.LARGE else (3, 0)
-        spare = 1 if len(names) > 2 else 0  # a loop's temporaries
-        if 4 * elements * (own * len(names) + shared + spare) < 0.9 * available:
-            return list(names)
-    return []
-
-
-def available_bytes(device: torch.device) -> int:
-    """Free memory on ``device``; without a way to know, 4 GiB."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 4 << 30
-    line = next(s for s in meminfo.read_text().splitlines() if s.startswith("MemAvailable"))
-    return 1024 * int(line.split()[1])
-
-
-def fit(xs: Sequence[float], ys: Sequence[float], points: int = 3) -> Fit | None:
-    """The power law of the last ``points`` points; None with fewer than two."""
-    order = sorted(zip(xs, ys))[-points:]
-    if len(order) < 2:
+    last = sorted(curve.items())[-2 if part == "step-tensors" else -3 :]
+    if len(last) < 2:
         return None
-    u = [math.log(x) for x, _ in order]
-    v = [math.log(y) for _, y in order]
-    mean_u, mean_v = math.fsum(u) / len(u), math.fsum(v) / len(v)
-    spread = math.fsum((a - mean_u) ** 2 for a in u)
-    slope = math.fsum((a - mean_u) * (b - mean_v) for a, b in zip(u, v)) / spread
-    return Fit(slope, order[0][0], order[-1][0], math.exp(mean_v - slope * mean_u))
+    logs = [[math.log(value) for value in values] for values in zip(*last)]
+    slope, intercept = statistics.linear_regression(*logs)
+    return slope, {x: math.exp(intercept) * x**slope for x, _ in (last[0], last[-1])}
 
 
-def slopes(points: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Fitted slope by kind and contender, for the rows of a JSON file."""
-    found: dict[str, dict[str, float]] = {}
-    for kind in KINDS:
-        for name, (xs, ys) in curves(points, kind).items():
-            law = fit(xs, ys, FITTED[kind])
-            if law is not None:
-                found.setdefault(kind, {})[name] = law.slope
-    return found
+def slopes(rows: Rows) -> dict[str, dict[str, float]]:
+    """Fitted slope by part and contender."""
+    laws = {part: {n: fit(c, part) for n, c in curves(rows, part).items()} for part in PARTS}
+    known = {part: {n: law[0] for n, law in of.items() if law} for part, of in laws.items()}
+    return {part: of for part, of in known.items() if of}
 
 
-def curves(
-    points: Sequence[dict[str, Any]], kind: str, field: str = "ms"
-) -> dict[str, tuple[list[float], list[float]]]:
-    """(x, milliseconds) by contender."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for row in points:
-        if row["kind"] == kind and row[field] is not None:
-            xs, ys = found.setdefault(row["contender"], ([], []))
-            xs.append(row["x"])
-            ys.append(row[field])
-    return found
-
-
-def _step(
-    kind: str,
-    x: int,
-    shapes: list[Shape],
-    device: torch.device,
-    seconds: float,
-    names: Sequence[str] = STEP_NAMES,
-) -> list[Point]:
-    rows = step.compare(
-        kind,
-        shapes,
-        list(names),
-        device=device,
-        dtype=torch.float32,
-        seconds=seconds,
-        copy_rate=math.nan,
-    )
-    return [Point(kind, x, row.contender, row.ms) for row in rows]
-
-
-def _hvp(kind: str, x: int, case: Case, device: torch.device, seconds: float) -> list[Point]:
-    chosen = {name: peers.contenders()[name] for name in HVP_NAMES}
-    rows = hvp.compare(
-        kind, case, chosen, device=device, seconds=seconds, peaks={}, reference=False
-    )
-    return [
-        Point(kind, x, row.contender, row.ms, row.ms_product) for row in rows if row.ms is not None
+def cells(rows: Rows) -> Table:
+    """A part's milliseconds, a column a contender and a row a size; slopes below."""
+    part = rows[0]["kind"]
+    found, laws = curves(rows, part), slopes(rows).get(part, {})
+    lines = [
+        [f"{x:,}", *(shown(curve.get(x), spec=".3f") for curve in found.values())]
+        for x in sorted(set().union(*found.values()))
     ]
+    lines.append(["slope", *(shown(laws.get(name), spec=".2f") for name in found)])
+    return {"columns": [PARTS[part], *found], "rows": lines, "title": f"{part}: ms"}
+
+
+def exponents(results: Rows) -> str:
+    """A line a part with the slopes of all contenders."""
+    lines = []
+    for part, laws in slopes(results).items():
+        what = "`opt.step()`" if part.startswith("step") else "H V, fresh"
+        lines.append([what, PARTS[part], ", ".join(f"{n} {s:.2f}" for n, s in laws.items())])
+    heads = ["time grows as x to the power", "x", "contenders"]
+    return tables.to_markdown(heads, lines, left=(0, 1, 2))

@@ -1,209 +1,188 @@
-"""Optimizer steps timed side by side: ours, torch's and other peers', in alternation.
+"""Time opt.step(), host included, on the parameter shapes of real networks.
 
 Every contender has its own parameters, gradients and momentum buffers, so that none finds another's
-data in a cache. A round times one ``opt.step()`` of each (host included; the device is waited for);
-ratios are taken within a round, against torch's fused SGD, and their median is quoted.
+data in a cache. A round times one step of each. 'ratio' is the median over rounds of the time to
+torch.optim.SGD(fused=True), with its quartiles; 'GB/s' counts the floor of 5 accesses an element
+(20 bytes in float32): read W, gradient and momentum, write W and momentum; '/copy' is that to a
+measured dst.copy_(src). bytes_per_element, in JSON, is what the step's operations read and write.
 """
 
-from __future__ import annotations
-
+import contextlib
 import gc
-import importlib
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import lhkernels as lh
-from bench.shapes import MODELS, Shape
-from bench.timing import measure_copy, wait
-from bench.traffic import bytes_per_element
+from bench.common import OURS, Measured, Rows, Table, add_timing, shown
+from bench.shapes import CPU_MODELS, LARGE_MODELS, MODELS, Shape
+from bench.timing import count_launches, in_turns, measure_copy, quartiles, timed
+from lhkernels import tables
+from lhkernels.cli import options
+from lhkernels.cli.errors import CommandError
+from lhkernels.step import fused_backend
 
 BASELINE = "torch fused"
-OURS = "lhkernels"
 HYPERPARAMETERS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
-
-LARGE = 500_000_000
-"""Elements above which only ours and torch's fused step are compared, on the same gradients."""
-
-Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One contender on one list of parameters.
-
-    ``ms`` is the median of a step; ``ratio`` the median over rounds of its time to torch's fused
-    SGD's, ``ratio_low`` and ``ratio_high`` the quartiles; ``gb_per_s`` counts the bytes that a step
-    has to move (read W, g, buf, write W, buf); ``of_copy`` is that to the measured copy's rate.
-    ``bytes_per_element`` is what the step's operations do read and write for an element.
-    """
-
-    model: str
-    contender: str
-    dtype: str
-    tensors: int
-    elements: int
-    rounds: int
-    ms: float
-    ratio: float | None
-    ratio_low: float | None
-    ratio_high: float | None
-    gb_per_s: float
-    of_copy: float
-    launches: int | None
-    bytes_per_element: float | None = None
+LARGE = 500_000_000  # elements; above, ours and torch's fused step alone, on the same gradients
+ONE_PASS = 5  # read W, gradient and momentum; write W and momentum
+TITLES = ("VGG13", "ResNet-50", "ViT-B/16", "GPT-2 small", "1 B, bf16", "7 B, bf16")
+CALLS = {
+    BASELINE: "`torch.optim.SGD(fused=True)`",
+    OURS: "`ScaleAmendedSGD`",
+    "lhkernels, amend=False": "`ScaleAmendedSGD(amend=False)`",
+    "lhkernels reference": "`ScaleAmendedSGD(foreach=False)`, the reference",
+    "torch foreach": "`torch.optim.SGD(foreach=True)`",
+    "torch loop": "`torch.optim.SGD(foreach=False)`",
+}
 
 
-def contenders(device: torch.device) -> dict[str, Factory]:
+def contenders() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]:
     """Factories by name: torch's fused SGD and ours first, then peers that are installed."""
-    sgd = torch.optim.SGD
-    found: dict[str, Factory] = {
-        BASELINE: lambda ps: sgd(ps, fused=True, **HYPERPARAMETERS),
-        OURS: lambda ps: lh.ScaleAmendedSGD(ps, fused=True, **HYPERPARAMETERS),
-        "lhkernels, amend=False": lambda ps: lh.ScaleAmendedSGD(
-            ps, fused=True, amend=False, **HYPERPARAMETERS
-        ),
-        "torch foreach": lambda ps: sgd(ps, foreach=True, **HYPERPARAMETERS),
-        "torch loop": lambda ps: sgd(ps, foreach=False, **HYPERPARAMETERS),
-        "lhkernels reference": lambda ps: lh.ScaleAmendedSGD(ps, foreach=False, **HYPERPARAMETERS),
+
+    def of(make: Callable, **options: Any) -> Callable:
+        return lambda ps: make(ps, **options, **HYPERPARAMETERS)
+
+    found = {
+        BASELINE: of(torch.optim.SGD, fused=True),
+        OURS: of(lh.ScaleAmendedSGD, fused=True),
+        "lhkernels, amend=False": of(lh.ScaleAmendedSGD, fused=True, amend=False),
+        "torch foreach": of(torch.optim.SGD, foreach=True),
+        "torch loop": of(torch.optim.SGD, foreach=False),
+        "lhkernels reference": of(lh.ScaleAmendedSGD, foreach=False),
     }
-    optimi = _import("optimi")
-    if optimi is not None:
-        options: dict[str, Any] = {"triton": True} if device.type == "cuda" else {"foreach": True}
-        found["optimi SGD"] = lambda ps: optimi.SGD(ps, **options, **HYPERPARAMETERS)
-    peers = _import("pytorch_optimizer")
-    if peers is not None:
-        found["LARS (pytorch_optimizer)"] = lambda ps: peers.LARS(ps, **HYPERPARAMETERS)
+    with contextlib.suppress(ImportError):
+        import optimi
+
+        on_gpu, on_cpu = of(optimi.SGD, triton=True), of(optimi.SGD, foreach=True)
+        found["optimi SGD"] = lambda ps: (on_gpu if ps[0].is_cuda else on_cpu)(ps)
+    with contextlib.suppress(ImportError):
+        import pytorch_optimizer
+
+        found["LARS (pytorch_optimizer)"] = of(pytorch_optimizer.LARS)
     return found
 
 
-def run(
-    models: list[str],
-    names: list[str] | None = None,
-    *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    seconds: float = 10.0,
-) -> Iterator[Result]:
-    """Time each model's contenders in alternation for about ``seconds``; yields model by model."""
-    copy_rate = measure_copy(device)
-    for model in models:
-        shapes = MODELS[model]()
-        yield from compare(
-            model, shapes, names, device=device, dtype=dtype, seconds=seconds, copy_rate=copy_rate
-        )
+def add_options(parser: Any) -> None:
+    """What to time, where and for how long."""
+    add, known = parser.add_argument, options.names(lambda: MODELS)
+    which = f"of {', '.join(MODELS)} (default: those that fit)"
+    add("--models", type=known, metavar="A,B", help=which)
+    known = options.names(contenders, ";")
+    add("--contenders", type=known, metavar="A;B", help="names as in the table (default: all)")
+    add_timing(parser, 10.0, "a model")
+
+
+def measure(args: Namespace) -> Measured:
+    """A model's rows at a time."""
+    backend, reason = fused_backend(args.device.type, torch.float32)
+    if backend is None:
+        raise CommandError(f"there is no fused step to time on {args.device.type}: {reason}")
+    for model in args.models or CPU_MODELS + LARGE_MODELS * (args.device.type == "cuda"):
+        dtype = torch.bfloat16 if model in LARGE_MODELS else torch.float32
+        rate = measure_copy(args.device)
+        rows = compare(args, MODELS[model](), args.contenders, dtype, rate)
+        yield [{"model": model, **row} for row in rows]
 
 
 def compare(
-    model: str,
+    args: Namespace,
     shapes: list[Shape],
-    names: list[str] | None,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    seconds: float,
-    copy_rate: float,
-) -> list[Result]:
-    """Time all contenders on one list of shapes; rows in the order of :func:`contenders`."""
-    factories = contenders(device)
-    elements = sum(map(math.prod, shapes))
-    large = elements > LARGE
-    chosen = {name: factories[name] for name in names or ([BASELINE, OURS] if large else factories)}
-    grads = random_tensors(shapes, device, dtype, std=1e-3) if large else None
-    optimizers = {n: prepare(make, shapes, device, dtype, grads) for n, make in chosen.items()}
-    for opt in optimizers.values():  # buffers, tables and compiled kernels exist from here on
-        timed(opt, device)
-        timed(opt, device)
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < 7:
-        for name, opt in optimizers.items():
-            times[name].append(timed(opt, device))
-    bytes_moved = 5 * elements * dtype.itemsize
-    results = []
-    for name, ts in times.items():
-        ratios = [t / b for t, b in zip(ts, times.get(BASELINE, []))]
-        low, middle, high = statistics.quantiles(ratios, n=4) if ratios else (None, None, None)
-        rate = bytes_moved / statistics.median(ts) / 1e9
-        results.append(
-            Result(
-                model=model,
-                contender=name,
-                dtype=str(dtype).removeprefix("torch."),
-                tensors=len(shapes),
-                elements=elements,
-                rounds=len(ts),
-                ms=1e3 * statistics.median(ts),
-                ratio=middle,
-                ratio_low=low,
-                ratio_high=high,
-                gb_per_s=rate,
-                of_copy=rate / copy_rate,
-                launches=count_launches(optimizers[name]) if device.type == "cuda" else None,
-                bytes_per_element=bytes_per_element(optimizers[name]),
-            )
+    chosen: list[str] | None,
+    dtype: torch.dtype = torch.float32,
+    copy_rate: float = math.nan,
+) -> Rows:
+    """Time the chosen contenders (None: all that fit) on these shapes for ``args.seconds``."""
+    gc.collect()  # the parameters of the last comparison
+    device, elements = args.device, sum(map(math.prod, shapes))
+    factories, optimizers = contenders(), {}
+    grads = random_tensors(shapes, 1e-3, device, dtype) if elements > LARGE else None
+    for name in chosen or list(factories)[: 2 if elements > LARGE else None]:
+        params = [nn.Parameter(w) for w in random_tensors(shapes, 0.02, device, dtype)]
+        for p, g in zip(params, grads or random_tensors(shapes, 1e-3, device, dtype)):
+            p.grad = g
+        optimizers[name] = factories[name](params)
+    steps = {name: partial(timed, opt.step, device) for name, opt in optimizers.items()}
+    in_turns(steps, 0, 2)  # buffers, tables and compiled kernels exist from here on
+    times = in_turns(steps, args.seconds, 7)
+    rows = []
+    for name, opt in optimizers.items():
+        middle = statistics.median(times[name])
+        rate = 1e-9 * ONE_PASS * elements * dtype.itemsize / middle
+        rows.append(
+            {"contender": name, "dtype": str(dtype).removeprefix("torch."), "tensors": len(shapes)}
+            | {"elements": elements, "rounds": len(times[name]), "ms": 1e3 * middle}
+            | quartiles("ratio", [t / b for t, b in zip(times[name], times.get(BASELINE, []))])
+            | {"gb_per_s": rate, "of_copy": rate / copy_rate}
+            | {"launches": count_launches(opt.step) if device.type == "cuda" else None}
+            | {"bytes_per_element": bytes_per_element(opt)}
         )
-    del optimizers
-    gc.collect()
-    return results
+    return rows
 
 
-def prepare(
-    make: Factory,
-    shapes: list[Shape],
-    device: torch.device,
-    dtype: torch.dtype,
-    grads: list[Tensor] | None = None,
-) -> torch.optim.Optimizer:
-    """An optimizer with parameters of its own, and gradients of its own unless they are given."""
-    params = [nn.Parameter(w) for w in random_tensors(shapes, device, dtype, std=0.02)]
-    for p, g in zip(params, grads or random_tensors(shapes, device, dtype, std=1e-3)):
-        p.grad = g
-    return make(params)
-
-
-def random_tensors(
-    shapes: list[Shape], device: torch.device, dtype: torch.dtype, std: float
-) -> list[Tensor]:
+def random_tensors(shapes: list[Shape], std: float, device: Any, dtype: Any) -> list[Tensor]:
     """Normal tensors of these shapes."""
     return [torch.empty(s, device=device, dtype=dtype).normal_(std=std) for s in shapes]
 
 
-def timed(opt: torch.optim.Optimizer, device: torch.device) -> float:
-    """Seconds of one step, from an idle device to an idle device."""
-    wait(device)
-    start = time.perf_counter()
-    opt.step()
-    wait(device)
-    return time.perf_counter() - start
+class Traffic(TorchDispatchMode):
+    """Sums the bytes of operands read and of results written inside; caches are not modelled."""
+
+    total = 0
+    fused = False  # such operations name more than they touch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        self.fused |= name.startswith(("aten::_fused_sgd_", "lhkernels::"))
+        if not func.is_view and "empty" not in name and "_local_scalar" not in name:  # metadata
+            written = args[0] if func._schema.is_mutable else out
+            read = (args[1:] if name.endswith(("copy_", "zero_", "fill_")) else args, kwargs)
+            tensors = [t for t in tree_leaves((written, read)) if isinstance(t, Tensor)]
+            self.total += sum(t.nbytes for t in tensors)
+        return out
 
 
-def count_launches(opt: torch.optim.Optimizer) -> int:
-    """Kernels that one step launches, from a profiler's trace."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+def bytes_per_element(opt: torch.optim.Optimizer) -> float:
+    """Bytes that one step reads and writes for an element: one pass, or what operations name."""
+    params = [p for group in opt.param_groups for p in group["params"]]
+    with Traffic() as traffic:
         opt.step()
-        torch.cuda.synchronize()
-    on_device = (e for e in trace.events() if e.device_type.name == "CUDA")
-    # A trace also shows the span of the optimizer's own annotation on the device's line.
-    others = ("Memcpy", "Memset", "Optimizer.")
-    return sum(not e.name.startswith(others) for e in on_device)
+    if traffic.fused or traffic.total == 0:  # a kernel that the dispatcher does not see
+        return float(ONE_PASS * params[0].element_size())
+    return traffic.total / sum(p.numel() for p in params)
 
 
-def as_rows(results: list[Result]) -> list[dict[str, Any]]:
-    """Ready for JSON."""
-    return [asdict(result) for result in results]
+def cells(rows: Rows) -> Table:
+    """A model's table."""
+    specs = {"ms": ".2f", "ratio": ".2f", "ratio_low": ".2f", "ratio_high": ".2f"}
+    specs |= {"gb_per_s": ".1f", "of_copy": ".2f", "launches": "d"}
+    lines = [[r["contender"], *(shown(r[k], spec=s) for k, s in specs.items())] for r in rows]
+    heads = ["", "ms", "ratio", "lower", "upper", "GB/s", "/copy", "launches"]
+    title = "{model}: {0:.1f} M in {tensors} tensors, {dtype}, {rounds} rounds"
+    title = title.format(rows[0]["elements"] / 1e6, **rows[0])
+    return {"columns": heads, "rows": lines, "title": title}
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
+def compared(results: Rows) -> str:
+    """Milliseconds of torch's fused SGD, then everyone's time relative to it, a column a model."""
+    rows = {(row["contender"], row["model"]): row for row in results}
+    sizes = {row["model"]: row["elements"] for row in results}
+    found = list(dict.fromkeys([BASELINE, *(row["contender"] for row in results)]))
+    heads, lines = ["`opt.step()`, momentum and weight decay"], []
+    for model, n in sizes.items():
+        count = f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
+        heads.append(f"{dict(zip(MODELS, TITLES)).get(model, model)}, {count}")
+    for name in found:
+        field, unit, spec = ("ms", " ms", "") if name == BASELINE else ("ratio", "", ".2f")
+        times = [shown(rows.get((name, m), {}).get(field), unit, spec) for m in sizes]
+        lines.append([CALLS.get(name, name), *times])
+    return tables.to_markdown(heads, lines, bold=[i for i, n in enumerate(found) if n == OURS])

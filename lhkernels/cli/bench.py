@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     if sys.path[0] != str(root):  # before a folder of that name where the user is
         sys.path.insert(0, str(root))
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    import_module("bench").add_kinds(kinds)
+    import_module("bench.common").add_kinds(kinds)
 
 
 def refuse(args: argparse.Namespace) -> int:
