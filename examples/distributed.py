@@ -43,6 +43,7 @@ dist.all_gather(everyones, mine)
 if rank == 0:
     same = all(torch.equal(mine, weights) for weights in everyones)
     print(f"loss {first:.3f} -> {last:.3f}; {world} rank(s) {'alike' if same else 'DIFFER'}")
+dist.barrier()  # a rank that leaves early may leave another waiting
 dist.destroy_process_group()
 # DDP keeps the group's threads, and one that still has a tensor when Python exits aborts it.
 del model

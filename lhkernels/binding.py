@@ -122,7 +122,7 @@ def check_parameters(groups: Groups) -> None:
             raise ValueError(
                 f"parameter {name!r} is FullyShardedDataParallel's, flattened to 1 dimension and "
                 "cut (with use_orig_params=True too), so that it has no rows; use "
-                "DistributedDataParallel (fully_shard is not supported yet), or amend=False"
+                "torch.distributed.fsdp.fully_shard (FSDP2), or amend=False"
             )
 
 

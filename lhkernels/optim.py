@@ -199,6 +199,7 @@ class ScaleAmendedSGD(Optimizer):
 
     # ------------------------------------------------------------------------------------ step
 
+    @torch.compiler.disable  # what it looks at, and its one kernel, a compiler can't improve
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -226,6 +227,7 @@ class ScaleAmendedSGD(Optimizer):
             first = fresh or any(w.makes_buffers for w in work)
             if found_inf is not None and first and found_inf.item() != 0:
                 return loss  # a first step that overflows makes nothing: no buffers either
+            self._sets.sum_norms(work)
             if fresh:
                 warn_of_shares(self.param_groups, self._plan)
                 self._sets.admit(fresh)
@@ -235,8 +237,7 @@ class ScaleAmendedSGD(Optimizer):
             for w in work:
                 w.run(self.state, getattr(self, "grad_scale", None), found_inf)
             self._count_roundings(found_inf)
-        if not torch.compiler.is_compiling():
-            self._sets.look_for_unseen_writes(work)
+        self._sets.end(work)
         return loss
 
     def _block(self, param: Tensor) -> Block:
@@ -279,7 +280,7 @@ class ScaleAmendedSGD(Optimizer):
         first = self.param_groups[0]
         constant = first["scale_constant"]
         if first["scale_reference"] == "initial" and constant is None:
-            constant = geometric_mean_of_scales([w.set for w in work])
+            constant = geometric_mean_of_scales(work)
             if constant is not None and any(w.set.admitted for w in work):
                 for group in self.param_groups:
                     group["scale_constant"] = constant

@@ -37,7 +37,7 @@ OPTIONAL = {
     "matplotlib": (),
     "numpy": (),
     "pytorch_optimizer": (),
-    "rich": ("training/display.py",),
+    "rich": ("cli/train_display.py",),
     "scipy": (),
     "sklearn": (),
     "triton": ("step/triton_kernel.py",),

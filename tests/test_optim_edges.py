@@ -273,3 +273,29 @@ def test_no_weight_decay_on_a_device_that_the_host_does_not_read():
         p.grad = torch.ones(2)
         opt.step()
         assert p.tolist() == [float("inf"), 0.5]
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@pytest.mark.parametrize("default", ["bfloat16", "meta"])
+def test_torchs_defaults_for_new_tensors_change_nothing(default, backend, monkeypatch):
+    """torch.set_default_dtype and torch.set_default_device, as large models are built under."""
+    flags = use(backend, monkeypatch)
+    found = []
+    for changed in (False, True):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(33, 17)), nn.Parameter(torch.randn(9))]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        if changed and default == "meta":
+            torch.set_default_device("meta")
+        elif changed:
+            torch.set_default_dtype(torch.bfloat16)
+        try:
+            opt = lh.ScaleAmendedSGD(params, lr=0.01, momentum=0.9, weight_decay=0.1, **flags)
+            for _ in range(3):
+                opt.step()
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(torch.float32)
+        found += [[p.detach() for p in params]]
+    assert all(map(torch.equal, *found))

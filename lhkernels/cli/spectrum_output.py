@@ -111,12 +111,12 @@ def moments(S: Spectrum) -> list[dict[str, float]]:
 
 def form(H: LocalHessian) -> str:
     """Whether the block has a closed form."""
-    return "autograd" if H.closed_form is None else "closed"
+    return "autograd" if H.form == "autograd" else "closed"
 
 
 def trace(H: LocalHessian, S: Spectrum) -> tuple[float, float]:
     """Its value and standard error: a closed form's, which has none, or the spectrum's."""
-    exact = H.closed_form.trace() if H.closed_form is not None else None
+    exact = H.known_trace()
     if exact is not None:
         return float(exact), 0.0
     value, error = S.moment(1)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Train as ``args`` say; the exit status."""
     from rich.console import Console
 
-    from lhkernels.training.display import Display
+    from lhkernels.cli.train_display import Display
 
     given = vars(args)
     resume, as_json = "resume" in given, given.get("json", False)

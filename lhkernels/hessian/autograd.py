@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lhkernels.hessian.snapshot import Snapshot, plain_autograd
+from lhkernels.hessian.symmetric import SymmetricOperator
 
 DEFAULT_MEMORY_LIMIT = 1 << 29  # bytes of workspace
 
@@ -18,8 +19,8 @@ DEFAULT_MEMORY_LIMIT = 1 << 29  # bytes of workspace
 CPU_BATCHING_LIMIT = 1 << 16
 
 
-class AutogradProducts:
-    """Rows V (K, dim) -> rows H V (K, dim), H as for :class:`lhkernels.LocalHessian`.
+class AutogradForm(SymmetricOperator):
+    """Products with H as for :class:`lhkernels.LocalHessian`, full where there is ``output_grad``.
 
     Gauss-Newton: with a dummy cotangent u, g(u) = J^T u is linear in u, so differentiating it
     with respect to u gives J v without forward mode, and one more backward pass gives J^T (J v).
@@ -29,32 +30,24 @@ class AutogradProducts:
     Directions that the output doesn't depend on get zeros.
     """
 
+    name = "autograd"
+
     def __init__(
-        self,
-        snapshot: Snapshot,
-        wrt: str,
-        kind: str,
-        output_grad: Tensor | None = None,
-        memory_limit: int | None = None,
+        self, snapshot: Snapshot, wrt: str, output_grad: Tensor | None, memory_limit: int | None
     ) -> None:
         self.snapshot = snapshot
         self.wrt = wrt
-        self.output_grad = output_grad if kind == "full" else None
+        self.output_grad = output_grad
         self.memory_limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
-        if wrt == "weight":
-            points = [snapshot.parameters[n] for n in snapshot.weight_names]
-        else:
-            points = list(snapshot.inputs)
+        points = list(snapshot.points(wrt).values())
         self._shapes = [p.shape for p in points]
         self._sizes = [p.numel() for p in points]
-        self.dim = sum(self._sizes)
-        self._points = points
+        self.dim, self.dtype, self.device = sum(self._sizes), points[0].dtype, snapshot.device
         self._one_product: Callable[[Tensor], Tensor] | None = None
         self._widest = 0
         self._batched = True
 
-    def product(self, rows: Tensor) -> Tensor:
-        """H applied to every row of ``rows`` (K, dim); the result is detached."""
+    def product_rows(self, rows: Tensor) -> Tensor:
         with plain_autograd(self.snapshot.device):
             try:
                 return self._product(rows)
@@ -76,7 +69,7 @@ class AutogradProducts:
 
     def _rows_at_once(self) -> int:
         # A backward pass holds a few tensors of the widest size at a time, and its vectors.
-        per_row = self._points[0].element_size() * (6 * self._widest + 3 * self.dim)
+        per_row = self.dtype.itemsize * (6 * self._widest + 3 * self.dim)
         return max(1, self.memory_limit // max(1, per_row))
 
     def _chunk(self, rows: Tensor) -> Tensor:

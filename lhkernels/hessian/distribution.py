@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,21 +70,20 @@ class Spectrum:
         method: str,
         dim: int,
         zero_tolerance: float,
-        measure: slq.Measure,
-        quadratures: list[Ritz] | None = None,
-        rounding: float = 0.0,
-        supported: Tensor | None = None,
+        rounding: float,
         law: MarchenkoPastur | None = None,
+        quadratures: Sequence[Ritz] = (),
+        measure: slq.Measure | None = None,
+        supported: Tensor | None = None,
     ) -> None:
         self.eigenvalues, self.weights, self.errors = eigenvalues, weights, errors
         self.method, self.dim, self.zero_tolerance = method, dim, zero_tolerance
         self.law = law
-        self._supported = torch.ones_like(weights, dtype=torch.bool)
-        if supported is not None:
-            self._supported = supported
-        self.probes = len(quadratures or ())
-        self.steps = max((q.values.numel() for q in quadratures or ()), default=0)
-        self._measure, self._quadratures, self._rounding = measure, quadratures or [], rounding
+        self.probes = len(quadratures)
+        self.steps = max((q.values.numel() for q in quadratures), default=0)
+        self._quadratures, self._rounding = quadratures, rounding
+        self._measure = measure or slq.Measure.of_jumps(eigenvalues, weights)
+        self._supported = weights >= 0 if supported is None else supported
 
     @property
     def largest(self) -> float:

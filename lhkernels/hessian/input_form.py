@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from lhkernels.hessian import closed_forms, patches
-from lhkernels.hessian.closed_forms import ClosedForm, Factors, SpectralBlock
-from lhkernels.hessian.layer import Layer, Norm
+from lhkernels.hessian.batch_norm import BatchNorm, Factors
+from lhkernels.hessian.closed_forms import ClosedForm
+from lhkernels.hessian.layer import Layer
 from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
+from lhkernels.hessian.symmetric import SpectralBlock
 
 # Output channels whose transposes are taken at a time for the trace.
 TRACE_CHANNELS = 16
 
 
 class InputForm(ClosedForm):
-    """H = W^T M W, M as in :mod:`lhkernels.hessian.closed_forms`: for the whole batch at once.
+    """H = W^T M W, M as in :mod:`lhkernels.hessian.batch_norm`: for the whole batch at once.
 
     A linear layer whose samples are not coupled has the Gram form W^T diag(scale) W, one
     (n_in, n_in) matrix for every sample; all else is factored.
@@ -40,7 +42,7 @@ class InputForm(ClosedForm):
     def name(self) -> str:
         return "gram" if self._uses_gram else "factored"
 
-    def product(self, rows: Tensor) -> Tensor:
+    def product_rows(self, rows: Tensor) -> Tensor:
         x = self.layer.inputs
         shaped = rows.unflatten(1, x.shape)
         if self._uses_gram:
@@ -58,7 +60,7 @@ class InputForm(ClosedForm):
             out.copy_(transpose(self._factored(padded[None])[0])[0].flatten())
         return result
 
-    def trace(self) -> Tensor | None:
+    def known_trace(self) -> Tensor | None:
         layer = self.layer
         if layer.extend is not None:
             return None  # two taps may meet in one input
@@ -85,7 +87,7 @@ class InputForm(ClosedForm):
         kernels = closed_forms.kernels()
         return kernels.input_hvp(shaped, weight, geometry, scale, direction, self.memory_limit)
 
-    def batch_factors(self, norm: Norm) -> Factors:
+    def batch_factors(self, norm: BatchNorm) -> Factors:
         """scale (n_out,) and direction (N, n_out, *out) of M."""
         layer = self.layer
         z = patches.forward(layer.centred, layer.weight, layer.geometry)

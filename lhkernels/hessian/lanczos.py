@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,42 +32,13 @@ class Ritz:
     exhausted: bool
 
 
-@dataclass(frozen=True)
-class Tridiagonal:
-    """The recurrences of K Lanczos processes, float64, CPU.
-
-    Row k holds ``lengths[k]`` diagonal entries ``alpha`` and as many ``beta``, of which the last
-    is the norm of the residual after the last step: 0 where the Krylov space is invariant.
-
-    Attributes:
-        alpha: (K, steps), zero behind the length of a row.
-        beta: (K, steps), likewise.
-        lengths: steps done by each process, at least 1.
-    """
-
-    alpha: Tensor
-    beta: Tensor
-    lengths: list[int]
-
-    def ritz(self) -> Iterator[Ritz]:
-        """The Ritz values, weights and residual bounds of each process."""
-        for alpha, beta, length in zip(self.alpha, self.beta, self.lengths, strict=True):
-            last = beta[length - 1]
-            off = beta[: length - 1]
-            matrix = torch.diag(alpha[:length]) + torch.diag(off, 1) + torch.diag(off, -1)
-            values, vectors = torch.linalg.eigh(matrix)
-            weights = vectors[0].square()
-            yield Ritz(values, weights / weights.sum(), last * vectors[-1].abs(), bool(last == 0))
-
-
 def lanczos(
     rows: Rows,
     start: Tensor,
     steps: int,
     *,
     tolerance: float | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Tridiagonal:
+) -> list[Ritz]:
     """``steps`` Lanczos steps from every row of ``start``, each with a Krylov space of its own.
 
     Every new vector is orthogonalised against all former ones of its process, twice. Vectors and
@@ -85,7 +55,6 @@ def lanczos(
         steps: upper limit of the steps, >= 1; more than ``dim`` is the same as ``dim``.
         tolerance: stop early, as soon as the residual bounds of the smallest and the largest Ritz
             value of every process are below ``tolerance`` times its largest ``|Ritz value|``.
-        advance: called with the number of products after each of them.
 
     Raises:
         ValueError: a product that is not finite.
@@ -96,7 +65,7 @@ def lanczos(
     alpha = torch.zeros((count, steps), dtype=torch.float64)
     beta = torch.zeros_like(alpha)
     scale = torch.zeros(count, dtype=torch.float64, device=start.device)
-    lengths = [steps] * count
+    lengths = torch.zeros(count, dtype=torch.long)
     active = torch.arange(count, device=start.device)
     breakdown = 10.0 * torch.finfo(start.dtype).eps
     q = _unit(start.double()).to(start.dtype)
@@ -114,26 +83,28 @@ def lanczos(
             b.zero_()  # the space is the whole one
         where = active.cpu()
         alpha[where, step], beta[where, step] = a.cpu(), b.cpu()
-        if advance is not None:
-            advance(active.numel())
+        lengths[where] = step + 1
         going = b > 0
         if not going.all():
-            for k in active[~going].tolist():
-                lengths[k] = step + 1
             active, w, basis = active[going], w[going], basis[going]
         if step + 1 == steps or not active.numel():
             break
         if tolerance is not None and (step + 1) % _CHECK_EVERY == 0:
-            for k in active.tolist():
-                lengths[k] = step + 1
-            partial = Tridiagonal(alpha, beta, lengths)
-            if all(_extremes_converged(r, tolerance) for r in partial.ritz()):
+            so_far = map(_ritz, alpha, beta, lengths.tolist())
+            if all(_extremes_converged(ritz, tolerance) for ritz in so_far):
                 break
-            for k in active.tolist():
-                lengths[k] = steps
         q = _unit(w).to(start.dtype)
-    longest = max(lengths)
-    return Tridiagonal(alpha[:, :longest], beta[:, :longest], lengths)
+    return list(map(_ritz, alpha, beta, lengths.tolist()))
+
+
+def _ritz(alpha: Tensor, beta: Tensor, length: int) -> Ritz:
+    """Of the tridiagonal matrix after ``length`` steps; the last ``beta`` is the residual's norm,
+    0 where the Krylov space is invariant."""
+    off, last = beta[: length - 1], beta[length - 1]
+    matrix = torch.diag(alpha[:length]) + torch.diag(off, 1) + torch.diag(off, -1)
+    values, vectors = torch.linalg.eigh(matrix)
+    weights = vectors[0].square()
+    return Ritz(values, weights / weights.sum(), last * vectors[-1].abs(), bool(last == 0))
 
 
 def _unit(w: Tensor) -> Tensor:
@@ -161,46 +132,4 @@ def _check_finite(product: Tensor) -> None:
         raise ValueError(
             "H: a product H @ v is not finite; look for NaN, inf or overflow in the block's "
             "weights and inputs, or use float64"
-        )
-
-
-def rows_of(H: Any) -> Rows:
-    """The products of H with the rows of a matrix, (K, dim) -> (K, dim)."""
-    if isinstance(H, Tensor):
-        matrix = H.detach()
-        return lambda rows: rows @ matrix.T
-    if hasattr(H, "product_rows"):
-        return H.product_rows
-    return lambda rows: (H @ rows.T).T
-
-
-def check_operator(H: Any) -> int:
-    """The dimension of H, after a look at its shape, dtype and (a tensor) its entries."""
-    shape = getattr(H, "shape", None)
-    if shape is None or not hasattr(H, "dtype") or not hasattr(H, "device"):
-        raise TypeError(
-            f"H is a {type(H).__name__}; pass a LocalHessian, a dense symmetric tensor, or an "
-            "object with shape, dtype, device and @"
-        )
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-        raise ValueError(f"H has shape {tuple(shape)}; pass a square (dim, dim) one, dim >= 1")
-    if H.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"H is {H.dtype}; pass float32 or float64 (H.double() of a tensor)")
-    if isinstance(H, Tensor):
-        if H.layout != torch.strided:
-            raise TypeError(f"H is a {H.layout} tensor; pass a dense one (H.to_dense())")
-        if not H.isfinite().all():
-            raise ValueError("H has entries that are not finite; look for NaN, inf or overflow")
-        check_symmetric(H.detach())
-    return int(shape[0])
-
-
-def check_symmetric(matrix: Tensor) -> None:
-    """Raise ValueError unless ``matrix`` is symmetric up to ``sqrt(eps) * largest entry``."""
-    asymmetry = float((matrix - matrix.mT).abs().max())
-    largest = float(matrix.abs().max())
-    if asymmetry > torch.finfo(matrix.dtype).eps ** 0.5 * largest:
-        raise ValueError(
-            f"H is not symmetric: entries differ from their mirror images by up to {asymmetry:.3g} "
-            f"(largest entry {largest:.3g}); if that is rounding, pass (H + H.T) / 2"
         )

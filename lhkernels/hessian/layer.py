@@ -10,40 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lhkernels.hessian.batch_norm import BATCH_NORMS, BatchNorm
 from lhkernels.hessian.patches import Geometry
 from lhkernels.hessian.snapshot import Snapshot
 
 CONVOLUTIONS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A batch norm: ``gamma (z - mean z) / sqrt(var z + eps)`` of each channel.
-
-    Attributes:
-        gamma: (n_out,).
-        eps: added to the variance.
-        running_var: (n_out,), where the batch's own statistics are not used; None in train mode.
-    """
-
-    gamma: Tensor
-    eps: float
-    running_var: Tensor | None
-
-    def running_scale(self, running_var: Tensor) -> Tensor:
-        """``gamma^2 / v`` with fixed statistics, (n_out,)."""
-        return torch.square(self.gamma) / (running_var + self.eps)
-
-    def batch_factors(self, var: Tensor, places: int) -> tuple[Tensor, Tensor]:
-        """``gamma^2 / v`` and ``gamma / v sqrt((2 - rho) / m)`` of the batch's own variance.
-
-        (n_out,) each. The second times ``z - mean z``, or times ``A w``, is the direction whose
-        outer product a batch norm takes away (:mod:`lhkernels.hessian.closed_forms`).
-        """
-        root = torch.sqrt(var + self.eps)
-        remainder = (2 - var / torch.square(root)) / places
-        return torch.square(self.gamma / root), self.gamma / torch.square(root) * remainder.sqrt()
 
 
 @dataclass(frozen=True)
@@ -63,7 +34,7 @@ class Layer:
     weight: Tensor
     inputs: Tensor
     geometry: Geometry
-    norm: Norm | None
+    norm: BatchNorm | None
     extend: Callable[[Tensor], Tensor] | None = None
     circular: bool = False
 
@@ -122,7 +93,7 @@ def read(snapshot: Snapshot) -> Layer | None:
     if len(parts) == 2:
         if type(parts[1]) not in BATCH_NORMS or (type(parts[0]) is nn.Linear and x.dim() != 2):
             return None
-        norm = _read_norm(parts[1], x)
+        norm = BatchNorm.read(parts[1], x)
     if type(parts[0]) is nn.Linear:
         weight = parts[0].weight.detach()
         if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -147,14 +118,7 @@ def _parts(module: nn.Module) -> list[nn.Module]:
     return [module]
 
 
-def _read_norm(norm: Any, x: Tensor) -> Norm:
-    gamma = norm.weight
-    gamma = x.new_ones(norm.num_features) if gamma is None else gamma.detach()
-    trains = norm.training or norm.running_mean is None
-    return Norm(gamma, norm.eps, None if trains else norm.running_var.detach())
-
-
-def _read_convolution(conv: Any, x: Tensor, norm: Norm | None) -> Layer | None:
+def _read_convolution(conv: Any, x: Tensor, norm: BatchNorm | None) -> Layer | None:
     spatial = CONVOLUTIONS[type(conv)]
     if x.dim() == 1 + spatial:
         if norm is not None:

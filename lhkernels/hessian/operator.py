@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lhkernels.hessian import trace as _trace
-from lhkernels.hessian.autograd import AutogradProducts
-from lhkernels.hessian.find_form import find
+from lhkernels.hessian.find_form import FORMS, find
 from lhkernels.hessian.snapshot import Snapshot
+from lhkernels.hessian.symmetric import SpectralBlock, SymmetricOperator
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-    from lhkernels.hessian.closed_forms import ClosedForm
-
 WRT = ("weight", "input")
 KINDS = ("gauss_newton", "full")
-FORMS = ("auto", "gram", "factored", "autograd")
-MAX_DENSE_BYTES = 8 << 30
-IDENTITY_BYTES = 64 << 20  # unit vectors at a time, in dense()
 
 
-class LocalHessian:
+class LocalHessian(SymmetricOperator):
     """Local Hessian of one block z = F(W, x): the curvature of its back-matching loss.
 
     The back-matching loss is 1/2 ||z_target - F(W, x)||^2 (paper, equation (5)). With J the
@@ -86,46 +82,13 @@ class LocalHessian:
         _check_choice("kind", kind, KINDS)
         _check_choice("form", form, FORMS)
         _check_memory_limit(memory_limit)
-        if approximate and form == "autograd":
-            raise ValueError(
-                "approximate=True has no form 'autograd': leave form at 'auto', or set "
-                "approximate=False"
-            )
         self.snapshot = Snapshot(module, inputs)
         self.wrt = wrt
         self.kind = kind
-        points = _points(self.snapshot, wrt)
-        self.dim = sum(p.numel() for p in points)
-        self.dtype = points[0].dtype
-        self.device = self.snapshot.device
-        output_grad = _check_output_grad(self.snapshot, kind, output_grad)
-        self.closed_form = self._find_closed_form(approximate, form, memory_limit)
-        self._autograd: AutogradProducts | None = None
-        if self.closed_form is None:
-            _ = self.snapshot.output  # a block that can't be used says so now
-            self._autograd = AutogradProducts(self.snapshot, wrt, kind, output_grad, memory_limit)
-
-    def _find_closed_form(
-        self, approximate: bool, form: str, memory_limit: int | None
-    ) -> ClosedForm | None:
-        if form == "autograd":
-            return None
-        tensors = (*self.snapshot.parameters.values(), *self.snapshot.inputs)
-        dtypes = {t.dtype for t in tensors}
-        if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-            if form != "auto" or approximate:
-                names = ", ".join(sorted(map(str, dtypes)))
-                raise ValueError(
-                    "closed forms need a block and an input that are all float32 or all float64, "
-                    f"got {names}: convert them, or leave form at 'auto' and approximate at False"
-                )
-            return None
-        return find(self.snapshot, self.wrt, self.kind, approximate, form, memory_limit)
-
-    @property
-    def shape(self) -> torch.Size:
-        """(dim, dim)."""
-        return torch.Size((self.dim, self.dim))
+        _check_points(self.snapshot, wrt)
+        g = _check_output_grad(self.snapshot, kind, output_grad)
+        self._form = find(self.snapshot, wrt, kind, g, approximate, form, memory_limit)
+        self.dim, self.dtype, self.device = self._form.dim, self._form.dtype, self._form.device
 
     @property
     def form(self) -> str:
@@ -134,7 +97,7 @@ class LocalHessian:
         That of the last product; ``"auto"`` before the first one where its number of vectors
         decides.
         """
-        return "autograd" if self.closed_form is None else self.closed_form.name
+        return self._form.name
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """H V for V (dim,) or (dim, K), of H's dtype and device; same shape, detached.
@@ -150,31 +113,13 @@ class LocalHessian:
         """H applied to each of K rows: (K, dim) -> (K, dim), without checks."""
         if len(rows) == 0:
             return rows.new_empty(rows.shape)
-        if self.closed_form is not None:
-            return self.closed_form.product(rows)
-        assert self._autograd is not None
-        return self._autograd.product(rows)
+        return self._form.product_rows(rows)
 
-    def dense(self, *, max_bytes: int = MAX_DENSE_BYTES) -> Tensor:
-        """H as a matrix (dim, dim), from products with the unit vectors.
+    def known_trace(self) -> Tensor | None:
+        return self._form.known_trace()
 
-        Raises:
-            ValueError: it would take more than ``max_bytes``.
-        """
-        size = torch.empty((), dtype=self.dtype).element_size()
-        needed = self.dim * self.dim * size
-        if needed > max_bytes:
-            raise ValueError(
-                f"H is {self.dim} x {self.dim} and would take {needed} bytes, more than "
-                f"max_bytes={max_bytes}: use products (H @ V), or raise max_bytes"
-            )
-        result = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        step = max(1, IDENTITY_BYTES // (self.dim * size))
-        for start in range(0, self.dim, step):
-            rows = torch.zeros_like(result[start : start + step])
-            rows.diagonal(offset=start).fill_(1)
-            result[start : start + step] = self.product_rows(rows)
-        return result
+    def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
+        return self._form.spectral_blocks()
 
     def trace(self) -> Tensor:
         """Trace of H, a 0-dim tensor of H's dtype: exact, up to rounding.
@@ -228,19 +173,16 @@ class LocalHessian:
         )
 
 
-def _points(snapshot: Snapshot, wrt: str) -> list[Tensor]:
-    """The tensors that H is with respect to; they must be real and of one dtype."""
-    if wrt == "weight":
-        named = [(f"parameter {n!r}", snapshot.parameters[n]) for n in snapshot.weight_names]
-        if not named:
-            raise ValueError(
-                f"{type(snapshot.module).__name__} has no parameter with ndim >= 2: use "
-                "wrt='input', or a block with a weight"
-            )
-    else:
-        named = [(f"inputs[{i}]", x) for i, x in enumerate(snapshot.inputs)]
-    dtype = named[0][1].dtype
-    for name, t in named:
+def _check_points(snapshot: Snapshot, wrt: str) -> None:
+    """What H is with respect to must be there, real and of one dtype."""
+    points = snapshot.points(wrt)
+    if not points:
+        raise ValueError(
+            f"{type(snapshot.module).__name__} has no parameter with ndim >= 2: use "
+            "wrt='input', or a block with a weight"
+        )
+    first, dtype = next((name, t.dtype) for name, t in points.items())
+    for name, t in points.items():
         if not t.is_floating_point():
             raise ValueError(
                 f"wrt={wrt!r} needs floating-point tensors, {name} has {t.dtype}: use the other "
@@ -248,10 +190,9 @@ def _points(snapshot: Snapshot, wrt: str) -> list[Tensor]:
             )
         if t.dtype != dtype:
             raise ValueError(
-                f"wrt={wrt!r} needs tensors of one dtype: {named[0][0]} has {dtype}, {name} has "
+                f"wrt={wrt!r} needs tensors of one dtype: {first} has {dtype}, {name} has "
                 f"{t.dtype}; convert the block"
             )
-    return [t for _, t in named]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -38,7 +38,6 @@ def quadrature(
     distribution: str = "rademacher",
     tolerance: float | None = None,
     memory_limit: int | None = None,
-    advance: Callable[[int], None] | None = None,
 ) -> list[Ritz]:
     """A Gauss quadrature of the spectral measure of each of ``probes`` random unit vectors.
 
@@ -51,7 +50,7 @@ def quadrature(
         distribution: ``"rademacher"`` (entries +-1) or ``"gaussian"``.
         memory_limit: bytes for the Lanczos basis, ``probes * steps * dim`` elements; with less,
             the probes are done in turns (at least one at a time).
-        tolerance, advance: see :func:`lhkernels.hessian.lanczos.lanczos`.
+        tolerance: see :func:`lhkernels.hessian.lanczos.lanczos`.
     """
     generator = torch.Generator().manual_seed(seed)
     each = min(steps, dim) * dim * torch.finfo(dtype).bits // 8
@@ -60,10 +59,7 @@ def quadrature(
     while len(result) < probes:
         count = min(together, probes - len(result))
         start = torch.stack([_probe(dim, distribution, generator) for _ in range(count)])
-        process = lanczos(
-            rows, start.to(device, dtype), steps, tolerance=tolerance, advance=advance
-        )
-        result.extend(process.ritz())
+        result.extend(lanczos(rows, start.to(device, dtype), steps, tolerance=tolerance))
     return result
 
 
@@ -73,7 +69,7 @@ def _probe(dim: int, distribution: str, generator: torch.Generator) -> Tensor:
     return torch.randint(2, (dim,), generator=generator).double() * 2.0 - 1.0
 
 
-def moment(quadratures: list[Ritz], dim: int, k: int) -> tuple[float, float]:
+def moment(quadratures: Sequence[Ritz], dim: int, k: int) -> tuple[float, float]:
     """``trace(H^k) / dim`` and its standard error, over the probes.
 
     With a single probe the error is the root of ``2 / (dim + 2) * (m_2k - m_k^2)``, ``m`` its own

@@ -124,6 +124,12 @@ class Snapshot:
         """Names of the parameters with two dimensions or more, in ``named_parameters()`` order."""
         return tuple(n for n, p in self.parameters.items() if p.ndim >= 2)
 
+    def points(self, wrt: str) -> dict[str, Tensor]:
+        """What F is differentiated by, as messages call it: the weights, or the inputs."""
+        if wrt == "weight":
+            return {f"parameter {n!r}": self.parameters[n] for n in self.weight_names}
+        return {f"inputs[{i}]": x for i, x in enumerate(self.inputs)}
+
     def __call__(
         self,
         parameters: Mapping[str, Tensor] | None = None,

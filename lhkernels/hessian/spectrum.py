@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lhkernels.hessian import exact, slq
 from lhkernels.hessian.distribution import Spectrum
-from lhkernels.hessian.lanczos import Ritz, check_operator, rows_of
+from lhkernels.hessian.lanczos import Ritz
+from lhkernels.hessian.symmetric import SpectralBlock, SymmetricOperator, as_operator
 
 METHODS = ("auto", "exact", "lanczos", "slq")
 LANCZOS_STEPS = 300
@@ -59,7 +60,7 @@ def spectrum(
             scaled to length 1.
         memory_limit: bytes; for exact the largest workspace (default 4 GiB), for the others the
             Lanczos basis (default 1 GiB), see :func:`lhkernels.hessian.slq.quadrature`.
-        progress: show a progress bar on stderr (with the package rich; else a warning).
+        progress: show a progress bar on stderr.
 
     Example:
         >>> import torch, lhkernels as lh
@@ -81,76 +82,67 @@ def spectrum(
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed={seed!r} is not a whole number")
     _check_tolerance(zero_tolerance)
-    dim = check_operator(H)
+    operator = as_operator(H)
     with torch.no_grad():
         if method in ("auto", "exact"):
-            found = _exact(H, dim, method, zero_tolerance, memory_limit, progress)
+            found = _exact(operator, method == "auto", zero_tolerance, memory_limit, progress)
             if found is not None:
-                return _of_eigenvalues(found, dim)
+                return found
         krylov = "lanczos" if method == "lanczos" else "slq"
+        dim, dtype = operator.dim, operator.dtype
         count = probes or (1 if krylov == "lanczos" else slq.default_probes(dim))
         limit = steps or (LANCZOS_STEPS if krylov == "lanczos" else slq.STEPS)
         with _progress(progress, krylov, count * min(limit, dim)) as advance:
+
+            def rows(vectors: Tensor) -> Tensor:
+                advance(len(vectors))
+                return operator.product_rows(vectors)
+
             quadratures = slq.quadrature(
-                rows_of(H), dim, H.dtype, torch.device(H.device), probes=count, steps=limit,
+                rows, dim, dtype, operator.device, probes=count, steps=limit,
                 seed=int(seed), distribution=distribution, memory_limit=memory_limit,
-                tolerance=torch.finfo(H.dtype).eps ** 0.5 if krylov == "lanczos" else None,
-                advance=advance,
+                tolerance=torch.finfo(dtype).eps ** 0.5 if krylov == "lanczos" else None,
             )  # fmt: skip
-    return _of_quadratures(quadratures, krylov, dim, H.dtype, zero_tolerance)
+    return _of_quadratures(quadratures, krylov, dim, dtype, zero_tolerance)
 
 
 def _exact(
-    H: Any,
-    dim: int,
-    method: str,
+    H: SymmetricOperator,
+    auto: bool,
     zero_tolerance: float | None,
     memory_limit: int | None,
     progress: bool,
-) -> exact.Eigenvalues | None:
-    """All eigenvalues; None where ``method="auto"`` finds that too dear."""
-    auto = method == "auto"
-    spectral_blocks = getattr(getattr(H, "closed_form", None), "spectral_blocks", None)
-    blocks = None if spectral_blocks is None else spectral_blocks()
+) -> Spectrum | None:
+    """From all eigenvalues; None where ``method="auto"`` finds that too dear."""
+    blocks = H.spectral_blocks()
     if blocks is not None:
-        try:
-            with _progress(progress, "exact", dim) as advance:
+        with _progress(progress, "exact", H.dim) as advance:
+
+            def counted() -> Iterator[SpectralBlock]:
+                for block in blocks:
+                    yield block
+                    advance(block.dim)
+
+            try:
                 found = exact.of_blocks(
-                    blocks,
-                    dim,
+                    counted(),
+                    H.dim,
                     H.dtype,
                     zero_tolerance=zero_tolerance,
                     work_limit=exact.AUTO_WORK if auto else math.inf,
                     memory_limit=memory_limit,
-                    advance=advance,
                 )
-        except MemoryError:
-            if not auto:
-                raise
-            found = None
+            except MemoryError:
+                if not auto:
+                    raise
+                found = None
         if found is not None:
             return found
-    needed = exact.dense_workspace(dim)
-    if auto and (dim > exact.AUTO_DIM or needed > (memory_limit or exact.MEMORY)):
+    needed = exact.dense_workspace(H.dim)
+    if auto and (H.dim > exact.AUTO_DIM or needed > (memory_limit or exact.MEMORY)):
         return None
-    exact.check_memory(needed, memory_limit, f"a dense {dim} x {dim} matrix")
-    with _progress(progress, "dense", dim) as advance:
-        matrix = exact.dense_matrix(H, dim, rows_of(H), advance)
-    return exact.of_dense(matrix, zero_tolerance)
-
-
-def _of_eigenvalues(found: exact.Eigenvalues, dim: int) -> Spectrum:
-    return Spectrum(
-        found.values,
-        found.weights,
-        found.errors,
-        method="exact",
-        dim=dim,
-        zero_tolerance=found.zero_tolerance,
-        measure=slq.Measure.of_jumps(found.values, found.weights),
-        rounding=float(found.errors.max()),
-        law=found.law,
-    )
+    with _progress(progress, "dense", None):
+        return exact.of_dense(H, zero_tolerance, memory_limit)
 
 
 def _of_quadratures(
@@ -173,9 +165,9 @@ def _of_quadratures(
         method=method,
         dim=dim,
         zero_tolerance=rounding if tolerance is None else tolerance,
-        measure=slq.Measure.of_quadratures(zeroed, rounding, floor),
-        quadratures=quadratures,
         rounding=rounding,
+        quadratures=quadratures,
+        measure=slq.Measure.of_quadratures(zeroed, rounding, floor),
         supported=supported[order],
     )
 
@@ -197,18 +189,14 @@ def _check_tolerance(value: Any) -> None:
 
 
 @contextmanager
-def _progress(show: bool, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A function to call with the number of products done; None where nothing is shown."""
+def _progress(show: bool, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, if it is to be shown; a function to call with the rows or products done."""
     if not show:
-        yield None
+        yield lambda done: None
         return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ModuleNotFoundError:
-        warnings.warn("progress: the package rich is missing: pip install rich", stacklevel=4)
-        yield None
-        return
+    from rich.console import Console
+    from rich.progress import Progress
+
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(f"spectrum: {what}", total=total)
         yield lambda done: bar.advance(task, done)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lhkernels.hessian.symmetric import SymmetricOperator
 
 DEFAULT_PROBES = 60
 EXACT_DIM = 256  # up to here "auto" multiplies by every unit vector
@@ -31,7 +33,7 @@ class TraceEstimate(NamedTuple):
 
 
 def estimate(
-    H: Any, method: str = "auto", probes: int = DEFAULT_PROBES, seed: int = 0
+    H: SymmetricOperator, method: str = "auto", probes: int = DEFAULT_PROBES, seed: int = 0
 ) -> TraceEstimate:
     """Trace of a symmetric operator.
 
@@ -58,46 +60,39 @@ def estimate(
     for name, number in (("probes", probes), ("seed", seed)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{name} must be an int, got {number!r}")
-    if method in ("auto", "exact") and H.closed_form is not None:
-        trace = H.closed_form.trace()
+    if method in ("auto", "exact"):
+        trace = H.known_trace()
         if trace is not None:
             return TraceEstimate(float(trace), 0.0, "exact", 0)
     if method == "auto":
         method = "exact" if H.dim <= max(EXACT_DIM, probes) else "hutch++"
     if method == "exact":
-        return TraceEstimate(_exact(H), 0.0, "exact", H.dim)
+        value = 0.0
+        for first, rows in H.matrix_rows(EXACT_CHUNK):
+            value += float(rows.diagonal(offset=first).sum(dtype=torch.float64))
+        return TraceEstimate(value, 0.0, "exact", H.dim)
     fewest = 4 if method == "hutch++" else 2
     if probes < fewest:
         raise ValueError(
             f"probes must be at least {fewest} for method={method!r}, got {probes}: the error "
             "is estimated from their spread"
         )
-    signs = _Signs(H, seed)
-    value, error = (
-        _hutch_plus_plus(H, probes, signs)
-        if method == "hutch++"
-        else _hutchinson(_quadratic_forms(H, signs(probes)))
-    )
+    generator = torch.Generator().manual_seed(seed)
+    if method == "hutch++":
+        value, error = _hutch_plus_plus(H, probes, generator)
+    else:
+        value, error = _hutchinson(_quadratic_forms(H, _signs(H, probes, generator)))
     return TraceEstimate(value, error, method, probes)
 
 
-def _exact(H: Any) -> float:
-    total = 0.0
-    step = max(1, EXACT_CHUNK // H.dim)
-    for start in range(0, H.dim, step):
-        count = min(step, H.dim - start)
-        rows = torch.zeros(count, H.dim, dtype=H.dtype, device=H.device)
-        rows.diagonal(offset=start).fill_(1)
-        total += float(H.product_rows(rows).diagonal(offset=start).sum(dtype=torch.float64))
-    return total
-
-
-def _hutch_plus_plus(H: Any, probes: int, signs: _Signs) -> tuple[float, float]:
+def _hutch_plus_plus(
+    H: SymmetricOperator, probes: int, generator: torch.Generator
+) -> tuple[float, float]:
     rank = min(probes // 3, H.dim)
-    sketch = H.product_rows(signs(rank)).to(_wide(H.dtype))
+    sketch = H.product_rows(_signs(H, rank, generator)).to(_wide(H.dtype))
     Q = torch.linalg.qr(sketch.T).Q.T  # orthonormal rows
     on_range = _quadratic_forms(H, Q)
-    g = signs(probes - 2 * rank).to(Q.dtype)
+    g = _signs(H, probes - 2 * rank, generator).to(Q.dtype)
     rest = _quadratic_forms(H, g - (g @ Q.T) @ Q)
     value, error = _hutchinson(rest)
     rounding = torch.finfo(H.dtype).eps * float(on_range.abs().sum())
@@ -111,7 +106,7 @@ def _hutchinson(forms: Tensor) -> tuple[float, float]:
     return float(forms.mean()), max(error, rounding)
 
 
-def _quadratic_forms(H: Any, rows: Tensor) -> Tensor:
+def _quadratic_forms(H: SymmetricOperator, rows: Tensor) -> Tensor:
     """v^T H v for every row v, in float32 or better."""
     products = H.product_rows(rows.to(H.dtype))
     wide = _wide(H.dtype)
@@ -122,15 +117,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class _Signs:
-    """Rows of random signs from a generator of their own, drawn on the CPU."""
-
-    def __init__(self, H: Any, seed: int) -> None:
-        self._H = H
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, count: int) -> Tensor:
-        bits = torch.randint(
-            0, 2, (count, self._H.dim), generator=self._generator, dtype=torch.int8, device="cpu"
-        )
-        return (2 * bits - 1).to(device=self._H.device, dtype=self._H.dtype)
+def _signs(H: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    """Rows of random signs, drawn on the CPU."""
+    bits = torch.randint(0, 2, (count, H.dim), generator=generator, dtype=torch.int8, device="cpu")
+    return (2 * bits - 1).to(device=H.device, dtype=H.dtype)

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from lhkernels.hessian import closed_forms, patches
-from lhkernels.hessian.closed_forms import ClosedForm, Factors, SpectralBlock, eigenvalue_block
-from lhkernels.hessian.layer import Layer, Norm
+from lhkernels.hessian.batch_norm import BatchNorm, Factors
+from lhkernels.hessian.closed_forms import ClosedForm
+from lhkernels.hessian.layer import Layer
+from lhkernels.hessian.symmetric import SpectralBlock
+
+# Blocks whose eigenvalues would take more operations than this are not offered at all.
+MAX_EIGEN_OPERATIONS = 2e13
 
 
 class WeightForm(ClosedForm):
@@ -34,14 +39,14 @@ class WeightForm(ClosedForm):
             return self._form
         return "factored" if self._gram is None else "gram"
 
-    def product(self, rows: Tensor) -> Tensor:
+    def product_rows(self, rows: Tensor) -> Tensor:
         self._vectors += len(rows)
         if self._gram is None and self._prefers_gram(self._vectors):
             self._gram = self._make_gram(self._x, self._mean)
         shaped = rows.unflatten(1, (self.layer.n_out, self.layer.patch_size))
         return self._apply(shaped, *self.factors).flatten(1)
 
-    def trace(self) -> Tensor:
+    def known_trace(self) -> Tensor:
         layer = self.layer
         x, mean = self._in_float64()
         scale, direction = self._factors_in_float64(x, mean)
@@ -58,7 +63,7 @@ class WeightForm(ClosedForm):
     def spectral_blocks(self) -> Iterator[SpectralBlock] | None:
         layer = self.layer
         matrices = layer.n_out if self._centres else layer.geometry.groups
-        if matrices * float(layer.patch_size) ** 3 > closed_forms.MAX_EIGEN_OPERATIONS:
+        if matrices * float(layer.patch_size) ** 3 > MAX_EIGEN_OPERATIONS:
             return None
         return self._blocks(layer.n_out // layer.geometry.groups)
 
@@ -77,7 +82,8 @@ class WeightForm(ClosedForm):
         by_group = scale.double().view(geometry.groups, channels)
         if direction is None:
             values = torch.linalg.eigvalsh(gram)
-            yield eigenvalue_block(by_group[:, :, None] * values[:, None], 1)
+            known = by_group[:, :, None] * values[:, None]  # as 1 x 1 matrices
+            yield SpectralBlock(known.reshape(-1, 1, 1), 1, is_factor=False)
             return
         along = direction.view(geometry.groups, channels, size)
         for g in range(geometry.groups):
@@ -85,7 +91,7 @@ class WeightForm(ClosedForm):
                 matrix = by_group[g, i] * gram[g] - torch.outer(along[g, i], along[g, i])
                 yield SpectralBlock(matrix[None], 1, is_factor=False)
 
-    def batch_factors(self, norm: Norm) -> Factors:
+    def batch_factors(self, norm: BatchNorm) -> Factors:
         """scale (n_out,) and direction (n_out, d)."""
         layer = self.layer
         if not self._centres:
@@ -95,7 +101,7 @@ class WeightForm(ClosedForm):
         weight = layer.weight.reshape(1, layer.n_out, -1)
         return self._factors_of(norm, weight[0], self._apply(weight, None, None)[0])
 
-    def _factors_of(self, norm: Norm, weight: Tensor, products: Tensor) -> Factors:
+    def _factors_of(self, norm: BatchNorm, weight: Tensor, products: Tensor) -> Factors:
         """:attr:`factors` from the products A w_i, (n_out, d)."""
         places = self.layer.places
         var = ((weight * products).sum(-1) / places).clamp_min(0)

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters
 from lhkernels.plan import Block
+from lhkernels.step.cuts import Cut
 from lhkernels.step.layout import is_ordinary, laid_out
 from lhkernels.step.norms import CarriedNorms
 
@@ -54,6 +56,8 @@ class StepSet(ABC):
         momentum_dtype: of the momentum buffers; None for the parameters' own.
         capturable: the step may be captured in a CUDA graph.
         scale_constant: divides the scales of all blocks, but not of plain parameters.
+        wholes: where some of ``params`` are parts of DTensors: the parameters as the optimizer has
+            them.
     """
 
     name: str
@@ -68,6 +72,7 @@ class StepSet(ABC):
         momentum_dtype: torch.dtype | None = None,
         capturable: bool = False,
         scale_constant: float | None = None,
+        wholes: Sequence[Tensor] | None = None,
     ) -> None:
         if momentum_dtype is not None and params[0].is_complex():
             raise ValueError(
@@ -75,12 +80,17 @@ class StepSet(ABC):
                 f"{params[0].dtype}; put it into a group with momentum_dtype=None"
             )
         self.params = list(params)
+        self.wholes = self.params if wholes is None else list(wholes)
+        self.cuts = [Cut.of(whole) for whole in self.wholes]
         self.has_values = params[0].device.type != "meta" and all(map(is_ordinary, params))
         self.admitted = False  # whether all of them have passed the check of the first step
         self.device = params[0].device
         self.blocks = blocks
         self.names = list(range(len(self.params)) if names is None else names)
-        self.streams = [stream_of(name) for name in self.names]
+        self.streams = [
+            stream_of(name if cut is None else (name, cut.coordinates))
+            for name, cut in zip(self.names, self.cuts)
+        ]
         self.momentum_dtype = momentum_dtype
         self.capturable = capturable
         self.norm_dtype = self.norm_dtype_for(params[0].dtype)
@@ -93,16 +103,23 @@ class StepSet(ABC):
 
     def divide_scales(self, constant: float | None) -> None:
         """Take ``constant`` as the set's ``scale_constant``."""
-        self.coefficients: Tensor | None = None
-        if self.blocks is not None:
-            self.coefficients = torch.tensor(
-                [
-                    b.coefficient if b.kind == "plain" else b.coefficient / (constant or 1.0)
-                    for b in self.blocks
-                ],
-                dtype=self.norm_dtype,
-                device=self.device,
-            )
+        self.coefficients = self.coefficients_for(constant)
+
+    def coefficients_for(self, constant: float | None) -> Tensor | None:
+        """What squared norms are multiplied with to give ``s_b``, (B,); None for plain SGD."""
+        if self.blocks is None:
+            return None
+        numbers = [
+            b.coefficient if b.kind == "plain" else b.coefficient / (constant or 1.0)
+            for b in self.blocks
+        ]
+        return torch.tensor(numbers, dtype=self.norm_dtype, device=self.device)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether norms that it needs have parts on other ranks."""
+        blocks = self.blocks or ()
+        return any(cut is not None and block.uses_norm for cut, block in zip(self.cuts, blocks))
 
     def sq_norms(self) -> Tensor:
         """``||W_b||_F^2`` of the stored weights, (B,); 1 where the scale has no norm in it.
@@ -146,6 +163,11 @@ class StepSet(ABC):
             The momentum buffers, new ones where there was None and momentum needs one.
         """
 
+    def bump_wholes(self) -> None:
+        """After a write to parts of DTensors, whose versions are others than their parts'."""
+        if self.wholes is not self.params:
+            increment_version([w for w, p in zip(self.wholes, self.params) if w is not p])
+
     def carry_norms(self, carries: bool) -> None:
         """Whether norms may be carried from one step to the next, where a backend does that."""
         if self.norms is not None:
@@ -161,11 +183,12 @@ class StepSet(ABC):
         return None
 
 
-def stream_of(name: str | int) -> int:
+def stream_of(name: str | int | tuple[Any, ...]) -> int:
     """A parameter's stream of random bits, in [0, 2^62): a hash of its name, or of its position.
 
     Wherever it lies, in whichever group, set or optimizer, it has the draws of this name, so that
-    no two parameters share them and a resumed run repeats them.
+    no two parameters share them and a resumed run repeats them. Parts of one parameter have streams
+    of their own, and replicas of a part the same.
     """
     return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=8).digest(), "big") >> 2
 
@@ -180,7 +203,7 @@ class FusedSet(StepSet):
     ) -> None:
         super().__init__(params, blocks, **options)
         self.uses_norm = [block.uses_norm for block in self.blocks or ()]
-        self.norms = CarriedNorms(self.params, self.uses_norm)
+        self.norms = CarriedNorms(self.params, self.uses_norm, self.wholes)
 
     @staticmethod
     @abstractmethod

@@ -35,11 +35,11 @@ class CppSet(FusedSet):
         super().__init__(params, blocks, **options)
         self._sq_norms = self._samples = None
         if blocks is not None:
-            self._sq_norms = torch.ones(len(params), dtype=torch.float64)
-            self._samples = torch.zeros(len(params), dtype=torch.int64)
-        self._uses_norm = torch.tensor(self.uses_norm)
-        self._streams = torch.tensor(self.streams)
-        self._unseen = torch.zeros(1, dtype=torch.int64)  # 1 + a position
+            self._sq_norms = torch.ones(len(params), dtype=torch.float64, device="cpu")
+            self._samples = torch.zeros(len(params), dtype=torch.int64, device="cpu")
+        self._uses_norm = torch.tensor(self.uses_norm, device="cpu")
+        self._streams = torch.tensor(self.streams, device="cpu")
+        self._unseen = torch.zeros(1, dtype=torch.int64, device="cpu")  # 1 + a position
 
     @staticmethod
     def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -80,6 +80,7 @@ class CppSet(FusedSet):
                 found_inf=given.found_inf,
                 seed=None if given.seed is None else int(given.seed),
             )
+            self.bump_wholes()
         return kept
 
     def sq_norms(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lhkernels.plan import Block
 from lhkernels.step.base import StepSet
+from lhkernels.step.cuts import is_dtensor, part_here, part_like
 from lhkernels.step.layout import has_own_memory, is_dense
 
 # What a set is built from; another value in the group makes another set.
@@ -33,11 +34,16 @@ class Part(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Parameters, their gradients, their momentum buffers (None where there is none yet)."""
+    """Parameters, their gradients, their momentum buffers (None where there is none yet).
+
+    Of DTensors these are the parts that lie here; ``wholes`` are the parameters as the optimizer
+    has them.
+    """
 
     params: list[Tensor]
     grads: list[Tensor]
     buffers: list[Tensor | None]
+    wholes: list[Tensor]
 
 
 @dataclass(slots=True)
@@ -78,11 +84,17 @@ def gather(
 ) -> Members:
     """The group's parameters that have gradients."""
     pairs = [(param, grad) for param in group["params"] if (grad := param.grad) is not None]
-    params, grads = [param for param, _ in pairs], [grad for _, grad in pairs]
-    if not has_buffers:
-        return Members(params, grads, [None] * len(params))
-    known = map(state.get, params)
-    return Members(params, grads, [own.get("momentum_buffer") if own else None for own in known])
+    wholes, grads = [param for param, _ in pairs], [grad for _, grad in pairs]
+    buffers: list[Tensor | None] = [None] * len(wholes)
+    if has_buffers:
+        known = map(state.get, wholes)
+        buffers = [own.get("momentum_buffer") if own else None for own in known]
+    if not any(map(is_dtensor, wholes)):
+        return Members(wholes, grads, buffers, wholes)
+    with torch.no_grad():
+        grads = [part_like(grad, param) for grad, param in zip(grads, wholes)]
+        buffers = [b if b is None else part_like(b, param) for b, param in zip(buffers, wholes)]
+    return Members([part_here(param) for param in wholes], grads, buffers, wholes)
 
 
 def sort(
@@ -106,13 +118,14 @@ def sort(
         if same_grads and same_buffers and kept.still_has(group, members.params):
             return [(part, members, kept)]
     parts: dict[Part, Members] = {}
-    for param, grad, buffer in zip(*members):
+    for param, grad, buffer, whole in zip(*members):
         first_step = damped and buffer is None
         part = Part(index, param.device, param.dtype, grad.dtype, is_dense(param), first_step)
-        some = parts.setdefault(part, Members([], [], []))
+        some = parts.setdefault(part, Members([], [], [], []))
         some.params.append(param)
         some.grads.append(grad)
         some.buffers.append(buffer)
+        some.wholes.append(whole)
     found = []
     for part, some in parts.items():
         known = before.get(part)
@@ -126,9 +139,9 @@ def check(part: Part, members: Members, block_of: Callable[[Tensor], Block]) -> 
     shapes = [param.shape for param in members.params]
     known = COMPLEX if part.dtype.is_complex else REAL
     if part.grad_dtype not in known or not _fit(members.grads, shapes, part.device):
-        _refuse("gradient", members.grads, members.params, block_of)
+        _refuse("gradient", members.grads, members, block_of)
     if not _fit(members.buffers, shapes, part.device):
-        _refuse("momentum buffer", members.buffers, members.params, block_of)
+        _refuse("momentum buffer", members.buffers, members, block_of)
 
 
 def _fit(
@@ -148,13 +161,15 @@ def _fit(
 def _refuse(
     what: str,
     tensors: Sequence[Tensor | None],
-    params: Sequence[Tensor],
+    members: Members,
     block_of: Callable[[Tensor], Block],
 ) -> NoReturn:
     """Raise for the first that does not fit."""
-    pairs = [(t, p) for t, p in zip(tensors, params) if t is not None]
-    tensor, param = next(((t, p) for t, p in pairs if not _fit([t], [p.shape], p.device)), pairs[0])
-    name = block_of(param).parameter
+    rows = [row for row in zip(tensors, members.params, members.wholes) if row[0] is not None]
+    bad = (row for row in rows if not _fit([row[0]], [row[1].shape], row[1].device))
+    tensor, param, whole = next(bad, rows[0])
+    assert tensor is not None
+    name = block_of(whole).parameter
     if tensor.layout is not torch.strided:
         raise RuntimeError(
             f"the {what} of parameter {name!r} is sparse ({tensor.layout}); ScaleAmendedSGD needs "

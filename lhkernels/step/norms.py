@@ -23,13 +23,20 @@ class CarriedNorms:
     Args:
         params: of a set.
         uses_norm: of which of them norms are kept.
+        wholes: the DTensors that the params are parts of, whose versions count as well (operations
+            on a DTensor bump its own, kernels on its part the part's); or the params again.
 
     Attributes:
         carries: False recomputes every norm for every step.
     """
 
-    def __init__(self, params: Sequence[Tensor], uses_norm: Sequence[bool]) -> None:
-        self._params = params
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        uses_norm: Sequence[bool],
+        wholes: Sequence[Tensor],
+    ) -> None:
+        self._params, self._wholes = params, wholes
         self._weights = [i for i, uses in enumerate(uses_norm) if uses]
         self.carries = True
         self.forget()
@@ -39,6 +46,10 @@ class CarriedNorms:
         self._marks: list[Mark] = [(0, 0, -1)] * len(self._weights)
         self._storages: list[StorageWeakRef] = []
 
+    def stale(self) -> bool:
+        """Whether any norm would have to be recomputed now."""
+        return not self.carries or self._look() != self._marks
+
     @contextmanager
     def renewed(self) -> Iterator[list[int]]:
         """The positions of the weights that somebody else wrote since the last step.
@@ -47,7 +58,7 @@ class CarriedNorms:
         failed, the norms are those of the weights as they are then.
         """
         params, weights = self._params, self._weights
-        seen = [_mark(params[i]) for i in weights]
+        seen = self._look()
         same = seen == self._marks
         if self.carries:
             yield [] if same else [i for i, a, b in zip(weights, self._marks, seen) if a != b]
@@ -56,11 +67,20 @@ class CarriedNorms:
         if not same:
             # while it is referred to, weakly, no other storage can come to have its identity
             self._storages = [StorageWeakRef(params[i].untyped_storage()) for i in weights]
-        self._marks = [(s, a, params[i]._version) for i, (s, a, _) in zip(weights, seen)]
+        self._marks = [(s, a, v) for (s, a, _), v in zip(seen, self._versions())]
 
+    def _look(self) -> list[Mark]:
+        weights = [self._params[i] for i in self._weights]
+        return [
+            (weight.untyped_storage()._cdata, weight.data_ptr(), version)
+            for weight, version in zip(weights, self._versions())
+        ]
 
-def _mark(tensor: Tensor) -> Mark:
-    return tensor.untyped_storage()._cdata, tensor.data_ptr(), tensor._version
+    def _versions(self) -> list[int]:
+        params, wholes = self._params, self._wholes
+        if wholes is params:
+            return [params[i]._version for i in self._weights]
+        return [params[i]._version + wholes[i]._version for i in self._weights]
 
 
 def warn_of_unseen_write(name: str | int) -> None:

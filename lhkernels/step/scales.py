@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lhkernels.plan import Block
-from lhkernels.reference import norm_dtype, sq_norm
-from lhkernels.step.base import StepSet
+from lhkernels.reference import norm_dtype
+from lhkernels.step.global_norms import whole_sq_norms
+from lhkernels.step.sets import Work
 
 
 def block_scales(
@@ -27,18 +28,20 @@ def block_scales(
         constant: divides the scales of all blocks, not of plain parameters.
         find_constant: where ``constant`` is None, take the scales' own geometric mean.
     """
+    weights = [p for p, b in zip(params, blocks, strict=True) if b is not None and b.uses_norm]
+    norms = iter(whole_sq_norms(weights))
     scales: list[Tensor] = []
-    for param, block in zip(params, blocks, strict=True):
+    for param, block in zip(params, blocks):
         scale = torch.ones((), dtype=norm_dtype(param.dtype), device=param.device)
         if block is not None:
-            scale = block.coefficient * (sq_norm(param) if block.uses_norm else scale)
+            scale = block.coefficient * (next(norms) if block.uses_norm else scale)
         scales.append(scale)
     divisor: float | Tensor | None = constant
     if constant is None and find_constant:
-        weights = [i for i, block in enumerate(blocks) if block is not None and block.uses_norm]
-        if weights:
-            numels = [params[i].numel() for i in weights]
-            divisor = geometric_mean([scales[i] for i in weights], numels)
+        chosen = [i for i, block in enumerate(blocks) if block is not None and block.uses_norm]
+        if chosen:
+            numels = [params[i].numel() for i in chosen]
+            divisor = geometric_mean([scales[i] for i in chosen], numels)
     if divisor is None:
         return scales
     return [
@@ -47,15 +50,15 @@ def block_scales(
     ]
 
 
-def geometric_mean_of_scales(sets: Sequence[StepSet]) -> float | None:
+def geometric_mean_of_scales(work: Sequence[Work]) -> float | None:
     """Element-weighted geometric mean of all blocks' scales; None where no block has one."""
     scales: list[Tensor] = []
     numels: list[int] = []
-    for step_set in sets:
-        own = step_set.scales()
-        if own is None or step_set.blocks is None or not step_set.has_values:
+    for w in work:
+        own = w.scales()
+        if own is None or w.set.blocks is None or not w.set.has_values:
             continue
-        for param, block, scale in zip(step_set.params, step_set.blocks, own.unbind()):
+        for param, block, scale in zip(w.set.wholes, w.set.blocks, own.unbind()):
             if block.uses_norm:
                 scales.append(scale)
                 numels.append(param.numel())

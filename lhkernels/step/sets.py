@@ -14,10 +14,13 @@ from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters, check_flags
 from lhkernels.plan import Block
 from lhkernels.step.base import Buffers, Modifiers, StepSet
+from lhkernels.step.cuts import whole_like
 from lhkernels.step.dispatch import choose
+from lhkernels.step.global_norms import GlobalNorms
 from lhkernels.step.layout import has_own_memory
-from lhkernels.step.members import Kept, Part, check, gather, sort
+from lhkernels.step.members import Kept, Members, Part, check, gather, sort
 from lhkernels.step.norms import warn_of_unseen_write
+from lhkernels.step.torch_ops import ReferenceSet
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class Work:
     h: Hyperparameters
     rounding_step: Tensor | None  # steps taken so far; the seed of stochastic rounding
     scale_constant: float | None = None  # for a step that does not move: it fixes none
+    sq_norms: Tensor | None = None  # of whole parameters, where the set has parts of them
 
     @property
     def makes_buffers(self) -> bool:
@@ -53,30 +57,41 @@ class Work:
             found_inf=_on(self.set.device, found_inf),
             seed=_on(self.set.device, self.rounding_step),
         )
+        if self.sq_norms is not None:
+            given = given._replace(scales=self.scales())
         if self.set.admitted:
             buffers = self.set.step(self.grads, self.buffers, self.h, given)
         else:
             buffers = self._without_moving(given._replace(seed=None))
-        for param, old, new in zip(self.set.params, self.buffers, buffers):
+        for param, old, new in zip(self.set.wholes, self.buffers, buffers):
             if new is not old and new is not None:
-                state[param]["momentum_buffer"] = new
+                state[param]["momentum_buffer"] = whole_like(new, param)
+
+    def norms(self) -> Tensor:
+        """``||W_b||^2`` of the weights as they are now, (B,); of whole ones, where they are cut."""
+        return self.set.sq_norms() if self.sq_norms is None else self.sq_norms
+
+    def scales(self) -> Tensor | None:
+        """``s_b``, (B,), from :meth:`norms`; None for plain SGD."""
+        coefficients = self.set.coefficients
+        return None if coefficients is None else coefficients * self.norms()
 
     def _without_moving(self, given: Modifiers) -> Buffers:
         """A step with lr 0, of weights that may be anything yet: their buffers alone.
 
         torch.distributed.checkpoint takes one to make the state that it then loads, maybe before
-        it loads the weights.
+        it loads the weights. Of these, no more than one has a copy at a time.
         """
-        copies = type(self.set)(
-            [param.clone() for param in self.set.params],
-            self.set.blocks,
-            momentum_dtype=self.set.momentum_dtype,
-            scale_constant=self.scale_constant,
-        )
-        scales = copies.scales()
-        if scales is not None:
-            scales = scales.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return copies.step(self.grads, self.buffers, self.h, given._replace(scales=scales))
+        coefficients = self.set.coefficients_for(self.scale_constant)
+        scales: Sequence[Tensor | None] = [None] * len(self.grads)
+        if coefficients is not None:
+            sound = (coefficients * self.norms()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            scales = sound.to(reference.norm_dtype(self.set.params[0].dtype)).split(1)
+        buffers: list[Tensor | None] = []
+        for param, grad, old, s in zip(self.set.params, self.grads, self.buffers, scales):
+            one = ReferenceSet([param.clone()], None, momentum_dtype=self.set.momentum_dtype)
+            buffers += one.step([grad], [old], self.h, given._replace(scales=s))
+        return buffers
 
 
 class StepSets:
@@ -87,6 +102,8 @@ class StepSets:
         self.carries = carries  # norms, from step to step
         # parameters that have taken their first step, and whether they were amended in one
         self._admitted: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._global = GlobalNorms()
+        self._found: str | int | None = None  # an unseen write that the others do not know of yet
 
     def collect(
         self,
@@ -109,12 +126,21 @@ class StepSets:
             members = gather(group, state, has_buffers=h.momentum != 0)
             for part, some, kept in sort(index, group, members, h.dampening != 0, before):
                 check(part, some, block_of)
-                kept = kept or Kept.of(build(part, group, some.params, block_of), group)
+                kept = kept or Kept.of(build(part, group, some, block_of), group)
                 self._sets[part] = kept
                 kept.set.carry_norms(self.carries)
                 damped = replace(h, dampening=0.0) if part.first else h
                 work.append(Work(kept.set, some.grads, some.buffers, damped, seed))
         return work
+
+    def sum_norms(self, work: Sequence[Work]) -> None:
+        """Give sets with parts of parameters the norms of the whole ones, summed over the ranks."""
+        cut = [w for w in work if w.set.is_cut]
+        if cut:
+            for w, norms in zip(cut, self._global.finish([w.set for w in cut])):
+                w.sq_norms = norms
+            if self._global.flagged():
+                self._carry_no_more(self._found or "on another rank")
 
     def invalidate_norms(self) -> None:
         """Forget all norms carried over from the last step."""
@@ -122,21 +148,33 @@ class StepSets:
         for kept in self._sets.values():
             kept.set.invalidate_norms()
 
-    def look_for_unseen_writes(self, work: Sequence[Work]) -> None:
-        """Warn of the first that is found; then norms are carried no more, until
-        :meth:`invalidate_norms`."""
+    def end(self, work: Sequence[Work]) -> None:
+        """Begin to sum norms for the next step, and look for writes that changed no version.
+
+        Of the first that is found there is a warning; then norms are carried no more, until
+        :meth:`invalidate_norms`.
+        """
         found = [(w.set, w.set.unseen()) for w in work] if self.carries else []
         names = [each.names[position] for each, position in found if position is not None]
-        if names:
-            self.carries = False
-            warn_of_unseen_write(names[0])
+        cut = [w.set for w in work if w.set.is_cut]
+        if cut and self.carries and all(each.norms is not None for each in cut):
+            self._global.start(cut, flag=bool(names))
+            self._found = names[0] if names else None  # all ranks hear of it at the next step
+        elif names:
+            self._carry_no_more(names[0])
+
+    def _carry_no_more(self, name: str | int) -> None:
+        self.carries = False
+        for kept in self._sets.values():
+            kept.set.carry_norms(False)
+        warn_of_unseen_write(name)
 
     def fresh(self, work: Sequence[Work]) -> list[Work]:
         """Where a parameter takes its first step that moves."""
         for w in work:
             if not w.set.admitted:  # a new set, maybe of parameters known from others
                 amended = w.set.blocks is not None
-                known = [self._admitted.get(param) for param in w.set.params]
+                known = [self._admitted.get(param) for param in w.set.wholes]
                 w.set.admitted = all(was or (was is False and not amended) for was in known)
         return [w for w in work if not w.set.admitted]
 
@@ -155,19 +193,19 @@ class StepSets:
                 "a parameter takes its first step while a CUDA graph is captured; call step() once "
                 "with gradients and lr > 0 before capturing"
             )
-        moving = [w.set for w in fresh if w.moves]
-        for each in moving:
-            if each.blocks is not None and each.has_values:
-                self._check_norms(each, each.blocks)
-        for each in moving:
-            each.admitted = True
-            for param in each.params:
-                amended = each.blocks is not None or self._admitted.get(param, False)
+        moving = [w for w in fresh if w.moves]
+        for w in moving:
+            if w.set.blocks is not None and w.set.has_values:
+                self._check_norms(w, w.set.blocks)
+        for w in moving:
+            w.set.admitted = True
+            for param in w.set.wholes:
+                amended = w.set.blocks is not None or self._admitted.get(param, False)
                 self._admitted[param] = amended
 
-    def _check_norms(self, fresh: StepSet, blocks: Sequence[Block]) -> None:
-        range_of = torch.finfo(reference.norm_dtype(fresh.params[0].dtype))
-        for param, block, sq_norm in zip(fresh.params, blocks, fresh.sq_norms().tolist()):
+    def _check_norms(self, fresh: Work, blocks: Sequence[Block]) -> None:
+        range_of = torch.finfo(reference.norm_dtype(fresh.set.params[0].dtype))
+        for param, block, sq_norm in zip(fresh.set.wholes, blocks, fresh.norms().tolist()):
             first = block.uses_norm and not self._admitted.get(param)
             if first and not range_of.tiny <= sq_norm <= range_of.max:
                 why = "not finite" if not sq_norm < range_of.tiny else "too small to move by"
@@ -182,22 +220,17 @@ class StepSets:
 def build(
     part: Part,
     group: Mapping[str, Any],
-    params: list[Tensor],
+    members: Members,
     block_of: Callable[[Tensor], Block],
 ) -> StepSet:
     """A new set, of the backend that the group's options ask for."""
-    blocks = [block_of(param) for param in params]
-    for param, block in zip(params, blocks):
-        if hasattr(param, "to_local"):
-            raise RuntimeError(
-                f"parameter {block.parameter!r} is a DTensor (FSDP2), whose norm would have to be "
-                "summed over ranks, which ScaleAmendedSGD does not do yet; use "
-                "DistributedDataParallel"
-            )
-    backend = choose(group, part.device, part.dtype, part.dense and has_own_memory(params))
+    blocks = [block_of(param) for param in members.wholes]
+    own_memory = has_own_memory(members.params)
+    backend = choose(group, part.device, part.dtype, part.dense and own_memory)
     return backend(
-        params,
+        members.params,
         blocks if group["amend"] else None,
+        wholes=None if members.wholes is members.params else members.wholes,
         names=[block.parameter for block in blocks],
         momentum_dtype=group["momentum_dtype"],
         capturable=group["capturable"],

@@ -41,7 +41,9 @@ class TorchSet(StepSet):
                 for stream in self.streams
             ]
         scales = self.scales() if given.scales is None else given.scales
-        return self.update(grads, buffers, h, scales, rounding)
+        new = self.update(grads, buffers, h, scales, rounding)
+        self.bump_wholes()
+        return new
 
     @abstractmethod
     def update(

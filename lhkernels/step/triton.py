@@ -75,6 +75,7 @@ class TritonSet(FusedSet):
             triton_kernel.refresh_norms(tables, stale)
             triton_kernel.step(tables, h, *given)
             increment_version([*self.params, *kept])
+            self.bump_wholes()
         return kept
 
     def sq_norms(self) -> Tensor:
@@ -104,7 +105,7 @@ class TritonSet(FusedSet):
             return 0
         if self._steps % LOOK_EVERY == 0:
             if self._copied is None:
-                self._copied = torch.zeros(1, dtype=flag.dtype).pin_memory()
+                self._copied = torch.zeros(1, dtype=flag.dtype, device="cpu").pin_memory()
             self._copied.copy_(flag, non_blocking=True)
         elif self._steps % LOOK_EVERY == 1 and self._copied is not None:
             return int(self._copied)

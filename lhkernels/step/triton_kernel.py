@@ -322,7 +322,7 @@ def refresh_norms(tables: Tables, tensors: Sequence[int]) -> None:
 
 def sq_norms(tables: Tables) -> Tensor:
     """``||W_b||^2`` of the stored weights, (B,) float32, or 1 without a norm: one launch."""
-    out = torch.empty(len(tables), device=tables.device)
+    out = torch.empty(len(tables), dtype=torch.float32, device=tables.device)
     with _on(tables.device):
         sq_norm_kernel[(len(tables),)](
             tables.extents, tables.partials, _number(tables.parity), tables.chunks, out
@@ -337,7 +337,10 @@ def _real(x: float | Tensor) -> float | Tensor:
 
 def _number(x: Any) -> Any:
     """The number itself; a tensor for Triton's interpreter, where numbers have no dtype to ask."""
-    return torch.tensor(x) if INTERPRETED.value and not isinstance(x, Tensor) else x
+    if not INTERPRETED.value or isinstance(x, Tensor):
+        return x
+    dtype = torch.float32 if isinstance(x, float) else torch.int64
+    return torch.tensor(x, dtype=dtype, device="cpu")
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -82,7 +82,7 @@ class Tables:
         self.dtypes: tuple[torch.dtype | None, ...] = (params[0].dtype, None, None)
         self.coefficients = coefficients
         numbers = list(range(len(params)) if streams is None else streams)
-        self.streams = torch.tensor(numbers, dtype=torch.int64).to(self.device)
+        self.streams = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         self.capturable = capturable
         self.tile = tile
         self._cut([p.numel() for p in params], uses_norm, min_chunk or 16 * tile)
@@ -91,7 +91,8 @@ class Tables:
         self._captured = 0
         self._set_aside: Tensor | None = None
         if capturable and self.device.type == "cuda":
-            self._set_aside = torch.empty(CAPTURES, len(params), 4, dtype=torch.int64).pin_memory()
+            set_aside = torch.empty(CAPTURES, len(params), 4, dtype=torch.int64, device="cpu")
+            self._set_aside = set_aside.pin_memory()
         self.update(params, grads, buffers)
 
     def _cut(self, sizes: list[int], uses_norm: Sequence[bool] | None, min_chunk: int) -> None:
@@ -106,16 +107,16 @@ class Tables:
             norm = counts[b] if uses_norm is not None and uses_norm[b] else NO_NORM
             extents[b] = [sizes[b], per_chunk, self.chunks, norm]
             self.chunks += counts[b]
-        owners = torch.tensor(order, dtype=torch.int32)
-        owners = owners.repeat_interleave(torch.tensor([counts[b] for b in order]))
+        owners = torch.tensor(order, dtype=torch.int32, device="cpu")
+        owners = owners.repeat_interleave(torch.tensor([counts[b] for b in order], device="cpu"))
         self._spans = [(e[2], e[2] + count) for e, count in zip(extents, counts)]
-        self.extents = torch.tensor(extents, dtype=torch.int64).to(self.device)
+        self.extents = torch.tensor(extents, dtype=torch.int64, device=self.device)
         self.owners = owners.to(self.device)
         self.partials: Tensor | None = None
         self.unseen: Tensor | None = None
         self.parity: int | Tensor = 0
         if uses_norm is not None:
-            self.partials = torch.zeros(2, self.chunks, device=self.device)
+            self.partials = torch.zeros(2, self.chunks, dtype=torch.float32, device=self.device)
             self.unseen = torch.zeros(1, dtype=torch.int32, device=self.device)
             if self.capturable:
                 self.parity = torch.zeros((), dtype=torch.int32, device=self.device)
@@ -148,16 +149,16 @@ class Tables:
             return False
         self._addresses = addresses
         columns = [column or [0] * len(self) for column in addresses]
-        staged = torch.empty(len(self), 4, dtype=torch.int64)
-        staged[:, :3] = torch.tensor(columns, dtype=torch.int64).T
+        staged = torch.empty(len(self), 4, dtype=torch.int64, device="cpu")
+        staged[:, :3] = torch.tensor(columns, dtype=torch.int64, device="cpu").T
         staged[:, 3] = staged[:, :3].remainder(ALIGNMENT).sum(1) == 0
         self._send(self._keep(staged) if capturing else staged, self.pointers)
         return True
 
     def chunk_ids(self, tensors: Iterable[int]) -> Tensor:
         """The chunks of these tensors, int32, on the device."""
-        spans = [torch.arange(*self._spans[b], dtype=torch.int32) for b in tensors]
-        staged = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int32)
+        spans = [torch.arange(*self._spans[b], dtype=torch.int32, device="cpu") for b in tensors]
+        staged = torch.cat(spans or [torch.empty(0, dtype=torch.int32, device="cpu")])
         return self._send(staged, torch.empty_like(staged, device=self.device))
 
     def swap(self) -> None:

@@ -9,7 +9,6 @@ loop           one network and one optimizer, epoch by epoch
 trainer        all of them side by side, and resuming
 folder         the files of a run
 report, plots  what is made of its records
-display        progress and tables on a terminal
 errors         what the user can put right
 =============  =====================================================================
 """

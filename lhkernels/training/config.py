@@ -35,33 +35,26 @@ class DataDefaults:
     lr: Mapping[str, float]
 
 
+def _rates(*rates: float) -> dict[str, float]:
+    return dict(zip(OPTIMIZERS, rates, strict=True))
+
+
 # Learning rates. CIFAR: the paper's (its section 4). digits and Fashion-MNIST: of one grid for SGD
 # and SA-SGD those with the lowest mean loss on held-out training images, seeds 100 to 104, by
 # bench/scales.py; digits at these defaults, Fashion-MNIST at 5 epochs of 6000 images of 14x14.
 # LARS is not in the paper, and its rates are not tuned by this rule.
 DEFAULTS: Mapping[str, DataDefaults] = {
-    "digits": DataDefaults(
-        "vgg-small", 20, 64, 0.0, 10.0, {"sgd": 0.03, "sa-sgd": 0.03, "lars": 3.0}
-    ),
-    "fashion-mnist": DataDefaults(
-        "vgg-small", 30, 128, 0.5, 5.0, {"sgd": 0.03, "sa-sgd": 0.01, "lars": 3.0}
-    ),
-    "cifar10": DataDefaults(
-        "vgg13", 300, 128, 0.5, 10.0, {"sgd": 0.1, "sa-sgd": 0.005, "lars": 3.0}
-    ),
-    "cifar100": DataDefaults(
-        "vgg13", 300, 128, 0.5, 10.0, {"sgd": 0.1, "sa-sgd": 0.1, "lars": 3.0}
-    ),
+    "digits": DataDefaults("vgg-small", 20, 64, 0.0, 10.0, _rates(0.03, 0.03, 3.0)),
+    "fashion-mnist": DataDefaults("vgg-small", 30, 128, 0.5, 5.0, _rates(0.03, 0.01, 3.0)),
+    "cifar10": DataDefaults("vgg13", 300, 128, 0.5, 10.0, _rates(0.1, 0.005, 3.0)),
+    "cifar100": DataDefaults("vgg13", 300, 128, 0.5, 10.0, _rates(0.1, 0.1, 3.0)),
 }
 DATA = tuple(DEFAULTS)
 
 KINDS = {int: "a whole number", float: "a finite number"}
 BOUNDS = {
-    "above": operator.gt,
-    "at least": operator.ge,
-    "below": operator.lt,
-    "at most": operator.le,
-}
+    "above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le,
+}  # fmt: skip
 GROUPS = WHAT, HOW, WHERE = "data and model", "training", "run"
 
 
@@ -69,8 +62,8 @@ GROUPS = WHAT, HOW, WHERE = "data and model", "training", "run"
 class Option:
     """What a field of ``TrainConfig`` may be, and how the command line describes it.
 
-    ``rule`` has the choices, or bounds as they are told: "at least 0 and below 1". Where several
-    values may be given, ``several`` says how; kind and rule are those of each.
+    ``rule`` has the choices, or bounds as they are told: "at least 0 and below 1". Kind and rule
+    are those of each value where ``several`` may be given.
     """
 
     kind: type
@@ -79,7 +72,7 @@ class Option:
     group: str
     metavar: str | None
     text: str = ""
-    several: str = ""
+    several: bool = False
 
     @property
     def help(self) -> str:
@@ -154,36 +147,28 @@ class TrainConfig:
         "folder of the data set's files (default: $LHKERNELS_DATA; nothing is downloaded)",
     )  # fmt: skip
     model: str = choice(FROM_DATA, MODELS, WHAT, "NAME")
-    width: float = number(
-        1.0, "above 0 and at most 64", WHAT, "X", "multiplies channel numbers, up to 64"
-    )
-    depth: int = whole(
-        1, "at least 1 and at most 64", WHAT, "N", "N convolutions in place of each one"
-    )
+    width: float = number(1.0, "above 0 and at most 64", WHAT, "X", "multiplies channel numbers")
+    depth: int = whole(1, "at least 1 and at most 64", WHAT, "N", "N convolutions in place of each")
     optimizers: tuple[str, ...] = choice(
         ("sgd", "sa-sgd"), OPTIMIZERS, HOW, "A,B",
-        f"of {', '.join(OPTIMIZERS)}, which needs pytorch_optimizer",
-        several=f"has an empty name; give some of {','.join(OPTIMIZERS)}",
+        f"some of {', '.join(OPTIMIZERS)} (it needs pytorch_optimizer)", several=True,
     )  # fmt: skip
     lr: Mapping[str, float] = number(
         FROM_DATA, "at least 0", HOW, "LR",
-        "one number, or one per optimizer: sgd=0.1,sa-sgd=0.005",
-        several="give one number, or one for each optimizer: sgd=0.1,sa-sgd=0.005",
+        "one number, or one for each optimizer: sgd=0.1,sa-sgd=0.005", several=True,
     )  # fmt: skip
     scale_reference: str = choice(
         "output", SCALE_REFERENCES, HOW, "REF",
-        "sa-sgd's scales count from the network's output, or with initial they start with a "
+        "output: sa-sgd's scales count from the network's output; initial: they start with a "
         "geometric mean of one",
     )  # fmt: skip
     momentum: float = number(0.9, "at least 0 and below 1", HOW, "M")
     weight_decay: float = number(0.005, "at least 0", HOW, "D")
     patience: int = whole(10, "at least 0", HOW, "N", "epochs without a lower test error")
-    lr_factor: float = number(
-        0.5, "above 0 and below 1", HOW, "F", "after that many, lr is multiplied by F"
-    )
+    lr_factor: float = number(0.5, "above 0 and below 1", HOW, "F", "then lr is multiplied by F")
     seeds: tuple[int, ...] = whole(
-        (0,), "at least 0 and at most 2147483647", HOW, "0,1,2", "one run each",
-        several="give whole numbers: 0,1,2",
+        (0,), "at least 0 and at most 2147483647", HOW, "0,1,2",
+        "whole numbers: 0,1,2, a run each", several=True,
     )  # fmt: skip
     epochs: int = whole(
         FROM_DATA, "at least 1 and at most 1000000", HOW, "N", "epochs of each optimizer"
@@ -193,25 +178,20 @@ class TrainConfig:
     # Far beyond these float32 has no squared norm for the weights but 0 or infinity.
     init_scale: float | tuple[float, ...] = number(
         1.0, "at least 1e-06 and at most 1e+06", WHAT, "C",
-        "multiplies every initial weight that batch normalisation follows, 1e-6 to 1e6; several, "
-        "0.1,1,10, are runs each, drawn over the scale",
-        several="give numbers: 0.1,1,10",
+        "numbers: 0.1,1,10, a run each, that multiply every initial weight followed by batch "
+        "normalisation (1e-6 to 1e6)", several=True,
     )  # fmt: skip
     flip: float = number(
         FROM_DATA, "at least 0 and at most 1", WHAT, "P", "probability of a left-right flip"
     )
-    rotate: float = number(
-        FROM_DATA, "at least 0 and at most 180", WHAT, "DEG", "largest rotation in degrees"
-    )
+    rotate: float = number(FROM_DATA, "at least 0 and at most 180", WHAT, "DEG", "largest rotation")
     limit: int | None = whole(None, "at least 2", WHAT, "N", "only the first N training images")
     validation: int = whole(
         0, "at least 0", WHAT, "N",
         "hold out the last N training images; the schedule then watches their error",
     )  # fmt: skip
     # The smallest images, digits, are 8x8.
-    shrink: int = whole(
-        1, "at least 1 and at most 8", WHAT, "K", "average KxK pixels of all images"
-    )
+    shrink: int = whole(1, "at least 1 and at most 8", WHAT, "K", "average each KxK pixels")
     device: str = choice("auto", DEVICES, WHERE, "DEV")
     amp: bool = option(
         bool, False, (), WHERE, None,
@@ -222,7 +202,7 @@ class TrainConfig:
         for name, known in OPTIONS.items():
             value = getattr(self, name)
             if name == "lr":
-                value = self._rates(value)
+                value = self._resolve_lr(value)
             elif known.several:
                 value = known.check_all(name, value)
             else:
@@ -234,7 +214,7 @@ class TrainConfig:
         if len(self.init_scales) == 1:
             object.__setattr__(self, "init_scale", self.init_scales[0])
 
-    def _rates(self, given: Any) -> dict[str, float]:
+    def _resolve_lr(self, given: Any) -> dict[str, float]:
         """One learning rate for each of the optimizers, in their order."""
         if given is FROM_DATA:
             given = {}
@@ -273,18 +253,19 @@ def parse(name: str, text: str) -> Any:
     ``"0,1"`` for seeds -> (0, 1), ``"10"`` for init_scale -> 10.0, and for lr
     ``"sgd=0.1,sa-sgd=0.005"`` -> {"sgd": 0.1, "sa-sgd": 0.005}.
     """
-    kind, remedy = OPTIONS[name].kind, OPTIONS[name].several
+    known = OPTIONS[name]
     parts = [part.strip() for part in text.split(",")]
     try:
         if name == "lr" and (len(parts) > 1 or "=" in text):
             pairs = [part.split("=") for part in parts]
-            rates = {optimizer.strip(): kind(value) for optimizer, value in pairs}
-            if len(rates) == len(pairs):
-                return rates
-            remedy = "name each optimizer only once"
+            rates = {optimizer.strip(): float(value) for optimizer, value in pairs}
         elif all(parts):
-            values = tuple(map(kind, parts))
-            return values[0] if kind is float and len(values) == 1 else values
+            values = tuple(map(known.kind, parts))
+            return values[0] if known.kind is float and len(values) == 1 else values
+        else:
+            raise ValueError
     except ValueError:
-        pass
-    raise ConfigError(name, text, remedy)
+        raise ConfigError(name, text, f"give {known.text}") from None
+    if len(rates) < len(pairs):
+        raise ConfigError(name, text, "name each optimizer only once")
+    return rates

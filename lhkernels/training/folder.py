@@ -7,18 +7,18 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lhkernels.training.config import RunKey
+from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.errors import TrainingError
 
-STATE_PARTS = {"model", "optimizer", "scheduler", "scaler", "history", "diverged"}
-RECORD_FIELDS = {
-    *RunKey._fields, "epoch", "train_loss", "test_loss", "test_error", "lr", "seconds",
-}  # fmt: skip
+RECORD = itemgetter(
+    *RunKey._fields, "epoch", "train_loss", "test_loss", "test_error", "lr", "seconds"
+)
 
 
 class RunFolder:
@@ -40,20 +40,17 @@ class RunFolder:
         """Make the folder and keep other processes out of it; a crash lets go as well."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / ".lock")
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(timeout=0)
+                lock = FileLock(self.path / ".lock").acquire(timeout=0)
             except Timeout as error:
                 raise TrainingError(
                     f"--out {self.path}: another process trains into it; wait for its end, or name "
                     "another folder"
                 ) from error
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -76,17 +73,22 @@ class RunFolder:
     def write_report(self, report: dict[str, Any]) -> None:
         self.write(self.report, strict_json(report, indent=2).encode() + b"\n")
 
-    def read_report(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.report.read_text())
-        except (OSError, ValueError) as error:
+    def stored_config(self) -> TrainConfig:
+        """The options that the run was started with."""
+        if not self.holds_run():
             raise TrainingError(
-                f"{self.report}: holds no report to resume from ({error}); use --overwrite"
+                f"--resume: there is no run in --out {self.path}; leave out --resume"
+            )
+        try:
+            return TrainConfig(**json.loads(self.report.read_text())["config"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{self.report}: was changed, or written by another version ({error}); "
+                "use --overwrite"
             ) from error
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
-        lines = "".join(strict_json(record) + "\n" for record in records)
-        self.write(self.metrics, lines.encode())
+        self.write(self.metrics, b"".join(strict_json(r).encode() + b"\n" for r in records))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with self._writing(), self.metrics.open("a") as file:
@@ -110,7 +112,7 @@ class RunFolder:
             state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # what unpickling raises depends on the damage
             raise self.damaged_checkpoint(key, "can not be read") from error
-        if not is_state(state, key):
+        if not (isinstance(state, dict) and is_history(state.get("history"), key)):
             raise self.damaged_checkpoint(key, "does not hold this run's state")
         return state
 
@@ -132,17 +134,13 @@ class RunFolder:
                 temporary.unlink(missing_ok=True)
 
 
-def is_state(state: Any, key: RunKey) -> bool:
-    """Whether ``state`` has all parts of a run's state, and the history of this very run."""
-    if not (isinstance(state, dict) and state.keys() >= STATE_PARTS):
+def is_history(history: Any, key: RunKey) -> bool:
+    """Whether these are the records of this very run."""
+    try:
+        epochs = [RECORD(record)[: len(key) + 1] for record in history]
+    except (KeyError, TypeError):
         return False
-    history = state["history"]
-    return isinstance(history, list) and all(
-        isinstance(record, dict)
-        and record.keys() >= RECORD_FIELDS
-        and (*(record[field] for field in RunKey._fields), record["epoch"]) == (*key, epoch)
-        for epoch, record in enumerate(history, start=1)
-    )
+    return epochs == [(*key, epoch) for epoch in range(1, len(epochs) + 1)]
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

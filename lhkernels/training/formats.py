@@ -6,6 +6,7 @@ not a smaller data set. Any of the files may be gzip-compressed.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import math
@@ -26,7 +27,7 @@ GZIP_MAGIC = b"\x1f\x8b"  # starts neither an idx file, nor a pickle, nor a CIFA
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
-    """The uint8 tensor of an idx file.
+    """The tensor of an idx file.
 
     Layout: two zero bytes, the type (8: unsigned byte), the number of dimensions, each dimension as
     a big-endian 32-bit integer, then the values in row-major order.
@@ -55,11 +56,8 @@ def cifar_records(path: Path) -> int:
 
 
 def read_cifar_binary(path: Path, label_bytes: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of a CIFAR file in the binary layout.
-
-    A record is ``label_bytes`` labels, of which the last counts (CIFAR-100: coarse, then fine),
-    followed by the red, green and blue plane.
-    """
+    """A record is ``label_bytes`` labels, of which the last counts (CIFAR-100: coarse, then fine),
+    followed by the red, green and blue plane."""
     content = _read(path)
     record = label_bytes + CIFAR_PIXELS
     expected = cifar_records(path) * record
@@ -70,13 +68,14 @@ def read_cifar_binary(path: Path, label_bytes: int) -> tuple[Tensor, Tensor]:
 
 
 def read_cifar_pickle(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
-    """Images and labels of a CIFAR file in the python layout."""
-    unpickler = _ArrayUnpickler(_read(path))
+    import numpy
+
+    content = _read(path)
     try:
-        entries = unpickler.load()
+        entries = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         # Files written by Python 2 have byte strings as keys.
         entries = {k.decode() if isinstance(k, bytes) else k: v for k, v in entries.items()}
-        images = torch.from_numpy(entries["data"])
+        images = torch.from_numpy(numpy.array(entries["data"]))
         labels = torch.tensor(entries[label_key], dtype=torch.uint8)
     # A damaged pickle may raise nearly anything; all of it means the same.
     except Exception as error:
@@ -87,47 +86,36 @@ def read_cifar_pickle(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
     return images.view(-1, *CIFAR_SHAPE), labels
 
 
-def broken(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: {reason}; delete the file and get it again")
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and plain containers only; a pickle could otherwise run any code."""
 
-    def __init__(self, content: bytearray) -> None:
+    def find_class(self, module: str, name: str) -> Any:
         import numpy
 
-        super().__init__(io.BytesIO(content), encoding="bytes")
-        self.known: dict[str, Any] = {
-            "numpy.ndarray": numpy.ndarray,
-            "numpy.dtype": numpy.dtype,
-            # How Python 3 writes bytes in old protocols: encode(text, "latin1").
-            "_codecs.encode": lambda text, encoding: text.encode("latin1"),
-            # How old protocols begin an array; type, shape and content are set afterwards.
-            "numpy.core.multiarray._reconstruct": lambda *_: numpy.empty(0, numpy.uint8),
-            # What protocol 5 stores for a contiguous array.
-            "numpy.core.numeric._frombuffer": lambda buffer, dtype, shape, order: numpy.frombuffer(
-                bytearray(buffer), dtype
-            ).reshape(shape, order=order),
+        array = numpy.zeros(1, numpy.uint8)
+        known: dict[str, Any] = {
+            "ndarray": numpy.ndarray,
+            "dtype": numpy.dtype,
+            # How arrays are built, whatever the module's name in the numpy that wrote the file.
+            "_reconstruct": array.__reduce__()[0],
+            "_frombuffer": array.__reduce_ex__(5)[0],
+            "encode": codecs.encode,  # bytes, in the old protocols of Python 3
         }
+        if name not in known:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
+        return known[name]
 
-    def find_class(self, module: str, name: str) -> Any:
-        # numpy 2 moved numpy.core to numpy._core; files name either.
-        wanted = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
-        if wanted not in self.known:
-            raise pickle.UnpicklingError(f"it asks for {wanted}, which no CIFAR file needs")
-        return self.known[wanted]
+
+def broken(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: {reason}; delete the file and get it again")
 
 
 def _read(path: Path) -> bytearray:
     """The file's content, unpacked if it is gzip (whatever its name); writable, as tensors are."""
     try:
         content = path.read_bytes()
+        return bytearray(gzip.decompress(content) if content[:2] == GZIP_MAGIC else content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise broken(path, f"its gzip stream is damaged ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: can not be read ({error.strerror})") from error
-    if content[:2] == GZIP_MAGIC:
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise broken(path, f"its gzip stream is damaged ({error})") from error
-    return bytearray(content)

@@ -21,6 +21,7 @@ from lhkernels.training.models import VGG, initialise
 EVALUATION_BATCH = 500
 # Reading the loss makes a GPU wait; on a CPU it costs nothing.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 16}
+STATEFUL = ("model", "optimizer", "scheduler", "scaler")
 
 Record = dict[str, Any]
 BatchCallback = Callable[[int, float], None]
@@ -48,7 +49,6 @@ class Run:
         # float16 gradients need scaling; bfloat16 (CPU) has float32's range.
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.amp and device.type == "cuda")
         self.history: list[Record] = []
-        self.diverged = False
         self.has_trained = False  # an epoch, since this object was made
 
     def run_epoch(
@@ -68,7 +68,8 @@ class Run:
             **self.key._asdict(), "epoch": epoch, "train_loss": None, "test_loss": None,
             "test_error": None, "lr": lr, "seconds": round(seconds, 4),
         }  # fmt: skip
-        if math.isfinite(train_loss) and self._weights_are_finite():
+        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()])
+        if math.isfinite(train_loss) and bool(largest.isfinite().all()):
             record["train_loss"] = train_loss
             held_out = self.data.validation_labels is not None
             if held_out:
@@ -77,8 +78,6 @@ class Run:
             if test or not held_out:
                 record["test_loss"], record["test_error"] = self.evaluate()
             self.scheduler.step(record["validation_error" if held_out else "test_error"])
-        else:
-            self.diverged = True
         self.history.append(record)
         return record
 
@@ -148,25 +147,23 @@ class Run:
         dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.config.amp)
 
-    def _weights_are_finite(self) -> bool:
-        norms = [p.detach().abs().max() for p in self.model.parameters()]
-        return bool(torch.stack(norms).isfinite().all())
+    @property
+    def diverged(self) -> bool:
+        return has_diverged(self.history)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on; its random numbers follow from the seed."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "history": self.history,
-            "diverged": self.diverged,
-        }
+        parts = {part: getattr(self, part).state_dict() for part in STATEFUL}
+        return {**parts, "history": self.history, "diverged": self.diverged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part in ("model", "optimizer", "scheduler", "scaler"):
+        for part in STATEFUL:
             getattr(self, part).load_state_dict(state[part])
-        self.history, self.diverged = list(state["history"]), bool(state["diverged"])
+        self.history = list(state["history"])
+
+
+def has_diverged(history: list[Record]) -> bool:
+    return bool(history) and history[-1]["train_loss"] is None
 
 
 def build_model(config: TrainConfig, data: ImageData, seed: int, init_scale: float = 1.0) -> VGG:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -59,11 +57,9 @@ def smallest_image(layout: str) -> int:
     return 2 ** LAYOUTS[layout].count("M")
 
 
-def normalised_weights(model: VGG) -> Iterator[Tensor]:
+def normalised_weights(model: VGG) -> list[Tensor]:
     """The weights followed by batch normalisation: every convolution's, not the linear layer's."""
-    for layer in model.features:
-        if isinstance(layer, nn.Conv2d):
-            yield layer.weight
+    return [layer.weight for layer in model.features if isinstance(layer, nn.Conv2d)]
 
 
 @torch.no_grad()

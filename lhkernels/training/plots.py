@@ -33,22 +33,23 @@ def draw_curves(config: TrainConfig, histories: Histories) -> bytes:
     from matplotlib.figure import Figure
 
     several = len(config.init_scales) > 1
+    along = "init_scale" if several else "epoch"
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-        panels = figure.subplots(1, 2)
-        for axes, field, factor in zip(panels, ("train_loss", "test_error"), (1, 100), strict=True):
-            for optimizer in config.optimizers:
-                mine = [history for key, history in histories.items() if key.optimizer == optimizer]
-                records = [r for history in mine for r in (history[-1:] if several else history)]
-                band = spread(records, field, factor, "init_scale" if several else "epoch")
-                draw_band(axes, band, optimizer, label(config, mine, optimizer))
+        loss_axes, error_axes = figure.subplots(1, 2)
+        for optimizer in config.optimizers:
+            mine = [history for key, history in histories.items() if key.optimizer == optimizer]
+            records = [r for history in mine for r in (history[-1:] if several else history)]
+            text = label(config, mine, optimizer)
+            draw_band(loss_axes, spread(records, "train_loss", 1, along), optimizer, text)
+            draw_band(error_axes, spread(records, "test_error", 100, along), optimizer, text)
+        for axes, name in ((loss_axes, "train loss"), (error_axes, "test error [%]")):
+            axes.set_title(name, loc="left", fontsize=11)
             axes.grid(alpha=0.3)
-            _scale_axis(axes, config) if several else _epoch_axis(axes)
-        _loss_axis(panels[0])
-        panels[0].set_title("train loss", loc="left", fontsize=11)
-        panels[1].set_title("test error [%]", loc="left", fontsize=11)
-        panels[1].set_ylim(bottom=0)
-        handles, texts = panels[0].get_legend_handles_labels()
+            set_places(axes, config.init_scales)
+        set_logarithmic(loss_axes)
+        error_axes.set_ylim(bottom=0)
+        handles, texts = loss_axes.get_legend_handles_labels()
         columns = 1 if any("diverged" in text for text in texts) else len(texts)
         figure.legend(handles, texts, loc="outside lower center", ncols=columns)
         figure.suptitle(title(config), fontsize=11)
@@ -57,21 +58,19 @@ def draw_curves(config: TrainConfig, histories: Histories) -> bytes:
     return content.getvalue()
 
 
-def _epoch_axis(axes) -> None:
+def set_places(axes, scales: tuple[float, ...]) -> None:
+    """The horizontal axis: epochs, or several initial scales."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch" if len(scales) == 1 else "initial weights x")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(scales) > 1:
+        axes.set_xscale("log")
+        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axes.set_xticks([], minor=True)
 
 
-def _scale_axis(axes, config: TrainConfig) -> None:
-    axes.set_xlabel("initial weights x")
-    axes.set_xscale("log")
-    axes.set_xticks(config.init_scales, [f"{scale:g}" for scale in config.init_scales])
-    axes.set_xticks([], minor=True)
-
-
-def _loss_axis(axes) -> None:
+def set_logarithmic(axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")
@@ -87,12 +86,8 @@ def spread(records: Iterable[Record], field: str, factor: float = 1, along: str 
         if record[field] is not None:
             values.setdefault(record[along], []).append(factor * record[field])
     places = sorted(values)
-    return (
-        places,
-        [fmean(values[place]) for place in places],
-        [min(values[place]) for place in places],
-        [max(values[place]) for place in places],
-    )
+    mean, least, largest = ([figure(values[p]) for p in places] for figure in (fmean, min, max))
+    return places, mean, least, largest
 
 
 def draw_band(axes, band: Band, optimizer: str, text: str) -> None:

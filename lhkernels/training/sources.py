@@ -13,10 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lhkernels.training import formats
 from lhkernels.training.errors import DataError
+from lhkernels.training.formats import broken, read_cifar, read_idx
 
 FASHION_MNIST_SYSTEM = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST_REMEDY = (
+    "apt install dataset-fashion-mnist, or put the four *-ubyte.gz files of "
+    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir"
+)
+CIFAR_REMEDY = (
+    "get the python or the binary version from https://www.cs.toronto.edu/~kriz/cifar.html, "
+    "unpack it and name its folder with --data-dir"
+)
 
 
 @dataclass(frozen=True)
@@ -33,52 +41,39 @@ class RawData:
 class Files(NamedTuple):
     """How one data set comes."""
 
+    title: str
     classes: int
-    folders: tuple[str, ...]  # below the one that is named
     parts: tuple[tuple[str, ...], ...]  # the names of each part's files; the last is the test's
     read: Callable[..., tuple[Tensor, Tensor]]  # images and labels of one part's files
+    folders: tuple[str, ...]  # below the one that is named
     remedy: str
 
 
 def read_fashion_mnist(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
-    images, labels = formats.read_idx(image_file, 3), formats.read_idx(label_file, 1)
+    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
     if images.shape[1:] != (28, 28):
         shape = tuple(images.shape[1:])
-        raise formats.broken(image_file, f"images of (28, 28) expected, {shape} found")
+        raise broken(image_file, f"images of (28, 28) expected, {shape} found")
     return images[:, None], labels
 
 
-FASHION_MNIST_REMEDY = (
-    "apt install dataset-fashion-mnist, or put the four *-ubyte.gz files of "
-    "https://github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir"
-)
-CIFAR_REMEDY = (
-    "get the python or the binary version from https://www.cs.toronto.edu/~kriz/cifar.html, "
-    "unpack it and name its folder with --data-dir"
-)
 FILES = {
     "fashion-mnist": Files(
-        10,
-        ("", "FashionMNIST/raw"),  # torchvision's
+        "Fashion-MNIST", 10,
         tuple((f"{p}-images-idx3-ubyte", f"{p}-labels-idx1-ubyte") for p in ("train", "t10k")),
-        read_fashion_mnist,
-        FASHION_MNIST_REMEDY,
+        read_fashion_mnist, ("", "FashionMNIST/raw"), FASHION_MNIST_REMEDY,
     ),
     "cifar10": Files(
-        10,
-        ("", "cifar-10-batches-py", "cifar-10-batches-bin"),
-        (*((f"data_batch_{i}",) for i in range(1, 6)), ("test_batch",)),
-        partial(formats.read_cifar, label_key="labels", label_bytes=1),
-        CIFAR_REMEDY,
+        "cifar10", 10, (*((f"data_batch_{i}",) for i in range(1, 6)), ("test_batch",)),
+        partial(read_cifar, label_key="labels", label_bytes=1),
+        ("", "cifar-10-batches-py", "cifar-10-batches-bin"), CIFAR_REMEDY,
     ),
     "cifar100": Files(
-        100,
-        ("", "cifar-100-python", "cifar-100-binary"),
-        (("train",), ("test",)),
-        partial(formats.read_cifar, label_key="fine_labels", label_bytes=2),
-        CIFAR_REMEDY,
+        "cifar100", 100, (("train",), ("test",)),
+        partial(read_cifar, label_key="fine_labels", label_bytes=2),
+        ("", "cifar-100-python", "cifar-100-binary"), CIFAR_REMEDY,
     ),
-}
+}  # fmt: skip
 
 
 def load_raw(name: str, data_dir: str | None) -> RawData:
@@ -86,24 +81,15 @@ def load_raw(name: str, data_dir: str | None) -> RawData:
     MNIST only) from the folder of the Debian package."""
     if name == "digits":
         return digits()
-    folder = data_dir or os.environ.get("LHKERNELS_DATA")
-    roots = [Path(folder).expanduser()] if folder else []
+    named = data_dir or os.environ.get("LHKERNELS_DATA")
+    roots = [Path(named).expanduser()] if named else []
     if name == "fashion-mnist" and not data_dir:
         roots.append(FASHION_MNIST_SYSTEM)
     known = FILES[name]
-    found = find_files(name, [root / below for root in roots for below in known.folders])
-    parts = []
-    for part in known.parts:
-        files = [found[file] for file in part]
-        images, labels = known.read(*files)
-        if len(labels) != len(images) or len(images) == 0:
-            raise formats.broken(files[-1], f"{len(labels)} labels for {len(images)} images")
-        if (largest := int(labels.max())) >= known.classes:
-            expected = f"0 to {known.classes - 1} are expected"
-            raise formats.broken(files[-1], f"label {largest} where {expected}")
-        parts.append((images, labels))
-    train_images, train_labels = (torch.cat(tensors) for tensors in zip(*parts[:-1], strict=True))
-    return RawData(train_images, train_labels, *parts[-1], known.classes)
+    found = find_files(known, [root / below for root in roots for below in known.folders])
+    *train, test = (read_part(known, [found[file] for file in part]) for part in known.parts)
+    train_images, train_labels = (torch.cat(tensors) for tensors in zip(*train, strict=True))
+    return RawData(train_images, train_labels, *test, known.classes)
 
 
 def digits() -> RawData:
@@ -120,9 +106,9 @@ def digits() -> RawData:
     return RawData(train.byte()[:, None], train_labels, test.byte()[:, None], test_labels, 10)
 
 
-def find_files(name: str, folders: list[Path]) -> dict[str, Path]:
+def find_files(known: Files, folders: list[Path]) -> dict[str, Path]:
     """The files, plain or .gz, of the first layout that is found in the first of the folders."""
-    names = [file for part in FILES[name].parts for file in part]
+    names = [file for part in known.parts for file in part]
     for folder, suffix in product(folders, ("", ".bin")):  # .bin: CIFAR's binary version
         found = {
             file: path
@@ -133,6 +119,17 @@ def find_files(name: str, folders: list[Path]) -> dict[str, Path]:
         if not missing:
             return found
         if found:
-            raise DataError(f"{name}: {folder} lacks {', '.join(missing)}; {FILES[name].remedy}")
+            raise DataError(f"{known.title}: {folder} lacks {', '.join(missing)}; {known.remedy}")
     looked = f"not found in {', '.join(map(str, folders))}" if folders else "no folder is named"
-    raise DataError(f"{name}: {looked}; {FILES[name].remedy}")
+    raise DataError(f"{known.title}: {looked}; {known.remedy}")
+
+
+def read_part(known: Files, files: list[Path]) -> tuple[Tensor, Tensor]:
+    """Images and labels that fit each other."""
+    images, labels = known.read(*files)
+    if len(labels) != len(images) or len(images) == 0:
+        raise broken(files[-1], f"{len(labels)} labels for {len(images)} images")
+    if (largest := int(labels.max())) >= known.classes:
+        expected = f"0 to {known.classes - 1} are expected"
+        raise broken(files[-1], f"label {largest} where {expected}")
+    return images, labels

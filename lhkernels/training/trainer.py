@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
@@ -16,9 +16,10 @@ from lhkernels.training.config import RunKey, TrainConfig
 from lhkernels.training.data import ImageData, load
 from lhkernels.training.errors import ConfigError, TrainingError, shown
 from lhkernels.training.folder import RunFolder
-from lhkernels.training.loop import Run, check_packages, pick_device
-from lhkernels.training.models import VGG
+from lhkernels.training.loop import Run, build_model, check_packages, has_diverged, pick_device
 from lhkernels.training.report import Histories, make_report
+
+MOVABLE = ("epochs", "data_dir")  # what a resumed run may have otherwise
 
 
 class Observer:
@@ -70,36 +71,29 @@ def train(
             return Trainer(config, folder, data, device, observer or Observer()).train(resume)
 
 
+@dataclass
 class Trainer:
     """One call of ``train``: the runs, their records, their files."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        folder: RunFolder,
-        data: ImageData,
-        device: torch.device,
-        observer: Observer,
-    ) -> None:
-        self.config, self.folder, self.data = config, folder, data
-        self.device, self.observer = device, observer
-        self.histories: Histories = {}
-        # Runs of one scale and seed are side by side.
-        self.groups = [
-            [RunKey(scale, seed, name) for name in config.optimizers]
-            for scale, seed in product(config.init_scales, config.seeds)
-        ]
+    config: TrainConfig
+    folder: RunFolder
+    data: ImageData
+    device: torch.device
+    observer: Observer
+    histories: Histories = field(default_factory=dict)
 
     def train(self, resume: bool) -> dict[str, Any]:
-        if resume:
-            self._load_histories()
-        else:
+        if not resume:
             self.folder.clear()
+        # The checkpoints are the truth: metrics.jsonl and the report are made anew from them.
+        for key in self.config.run_keys():
+            if (state := self.folder.load_checkpoint(key, self.device)) is not None:
+                self.histories[key] = state["history"]
         # Until it is finished the report says "interrupted", which is then true of a killed run.
         self._write_figures()
         self.observer.start(self.config, self.data, self.device)
         try:
-            for keys in self.groups:
+            for keys in self._groups():
                 if not all(map(self._complete, keys)):
                     self._train_side_by_side([self._make_run(key) for key in keys])
         finally:
@@ -111,12 +105,10 @@ class Trainer:
                 self.folder.write(self.folder.curves, draw_curves(self.config, self.histories))
         return report
 
-    def _load_histories(self) -> None:
-        """The checkpoints are the truth: metrics.jsonl and the report are made anew from them."""
-        for key in self.config.run_keys():
-            state = self.folder.load_checkpoint(key, self.device)
-            if state is not None:
-                self.histories[key] = state["history"]
+    def _groups(self) -> Iterator[list[RunKey]]:
+        """The runs of each scale and seed, which are trained side by side."""
+        for scale, seed in product(self.config.init_scales, self.config.seeds):
+            yield [RunKey(scale, seed, name) for name in self.config.optimizers]
 
     def _train_side_by_side(self, runs: list[Run]) -> None:
         self.observer.start_seed(runs)
@@ -133,8 +125,7 @@ class Trainer:
 
     def _make_run(self, key: RunKey) -> Run:
         run = Run(self.config, key, self.data, self.device)
-        state = self.folder.load_checkpoint(key, self.device)
-        if state is not None:
+        if (state := self.folder.load_checkpoint(key, self.device)) is not None:
             try:
                 run.load_state_dict(state)
             except Exception as error:  # torch's loaders raise many kinds for parts that do not fit
@@ -144,15 +135,14 @@ class Trainer:
 
     def _complete(self, key: RunKey) -> bool:
         history = self.histories.get(key, [])
-        diverged = bool(history) and history[-1]["train_loss"] is None
-        return diverged or len(history) >= self.config.epochs
+        return has_diverged(history) or len(history) >= self.config.epochs
 
     def _report(self) -> dict[str, Any]:
         return make_report(self.config, self.histories, self.device)
 
     def _write_figures(self) -> dict[str, Any]:
         """metrics.jsonl in the order of an uninterrupted run, and the report."""
-        columns = ([self.histories.get(key, []) for key in keys] for keys in self.groups)
+        columns = ([self.histories.get(key, []) for key in keys] for keys in self._groups())
         records = [r for c in columns for epoch in zip_longest(*c) for r in epoch if r is not None]
         self.folder.write_metrics(records)
         report = self._report()
@@ -161,13 +151,10 @@ class Trainer:
 
 
 def check_memory(config: TrainConfig, data: ImageData, device: torch.device) -> None:
-    """Ask for all weights, gradients and momenta in one piece, which the system refuses at once.
-
-    In small pieces it grants more than it has, and ends the process when they are filled.
-    """
-    with torch.device("meta"):
-        channels = data.train_images.shape[1]
-        model = VGG(config.model, channels, data.classes, config.width, config.depth)
+    """Ask for all weights, gradients and momenta in one piece, which the system refuses at once; in
+    small pieces it grants more than it has, and ends the process when they are filled."""
+    with torch.device("meta"):  # no memory yet
+        model = build_model(config, data, seed=0)
     numbers = 3 * len(config.optimizers) * sum(p.numel() for p in model.parameters())
     torch.empty(numbers, device=device)
 
@@ -187,33 +174,17 @@ def enough_memory() -> Iterator[None]:
 
 
 def resumed_config(folder: RunFolder, options: Mapping[str, Any]) -> TrainConfig:
-    """The options of the run in ``folder``, of which ``options`` may repeat any.
-
-    They may change only the number of epochs, upwards, and the place of the data.
-    """
-    stored = stored_config(folder)
+    """The options of the run in ``folder``, of which ``options`` may repeat any, and change the
+    number of epochs, upwards, and the place of the data."""
+    stored = folder.stored_config()
     # lr last: its default follows from other options, which are the ones to name if they differ.
-    for field in sorted(options, key=lambda field: field == "lr"):
-        old, new = getattr(stored, field), options[field]
-        if field == "lr":  # one number stands for all; a mapping may leave some out
+    for name in sorted(options, key=lambda name: name == "lr"):
+        old, new = getattr(stored, name), options[name]
+        if name == "lr":  # one number stands for all; a mapping may leave some out
             new = {**old, **(new if isinstance(new, Mapping) else dict.fromkeys(old, new))}
-        if field == "epochs" and new < old:
-            raise ConfigError(field, new, f"the run to resume has {old}; epochs may only grow")
-        if field not in ("epochs", "data_dir") and new != old:
+        if name == "epochs" and new < old:
+            raise ConfigError(name, new, f"the run to resume has {old}; epochs may only grow")
+        if name not in MOVABLE and new != old:
             remedy = f"the run to resume has {shown(old)}; give that, or another --out"
-            raise ConfigError(field, new, remedy)
-    movable = {name: options[name] for name in ("epochs", "data_dir") if name in options}
-    return replace(stored, **movable)
-
-
-def stored_config(folder: RunFolder) -> TrainConfig:
-    """The options that the run in ``folder`` was started with."""
-    if not folder.holds_run():
-        raise TrainingError(f"--resume: there is no run in --out {folder.path}; leave out --resume")
-    try:
-        return TrainConfig(**folder.read_report()["config"])
-    except (KeyError, TypeError, ConfigError) as error:
-        raise TrainingError(
-            f"{folder.report}: was changed, or written by another version ({error}); "
-            "use --overwrite"
-        ) from error
+            raise ConfigError(name, new, remedy)
+    return replace(stored, **{name: options[name] for name in MOVABLE if name in options})

@@ -18,7 +18,8 @@ def step_row(contender, model, ms, ratio, elements=9_400_000):
 
 def hvp_row(contender, ms, ms_product, speedup, **fields):
     row = {
-        "case": "a", "title": "block", "contender": contender, "form": None, "ms": ms, "dim": 10, "rounds": 3,
+        "case": "a", "title": "block", "contender": contender, "form": None, "ms": ms,
+        "dim": 10, "rounds": 3,
         "ms_product": ms_product, "ms_once": 1.0, "speedup": speedup,
         "speedup_product": 2 * speedup, "peak_bytes": 3 << 20, "error": 2e-7,
     }  # fmt: skip

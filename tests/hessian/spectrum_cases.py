@@ -1,27 +1,52 @@
 """Operators with known eigenvalues, for tests of spectra."""
 
-from types import SimpleNamespace
-
 import torch
+
+from lhkernels.hessian.symmetric import SpectralBlock, SymmetricOperator
 
 
 class Operator:
     """A symmetric matrix that only shows its products."""
 
-    def __init__(self, matrix, closed_form=None):
-        self.matrix, self.closed_form = matrix, closed_form
+    def __init__(self, matrix):
+        self.matrix = matrix
         self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
 
     def __matmul__(self, V):
         return self.matrix @ V
 
 
-class RowOperator(Operator):
+class RowOperator(SymmetricOperator):
+    """The same in the operator's clothes; counts its products."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+        self.dim, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
+        self.products = 0
+
     def product_rows(self, rows):
+        self.products += len(rows)
         return rows @ self.matrix
 
     def __matmul__(self, V):
         raise AssertionError("product_rows is there")
+
+
+class Blocks(SymmetricOperator):
+    """An H with nothing but spectral blocks: a product fails, where no matrix is given."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, *parts, dim=None, matrix=None):
+        self.parts = [SpectralBlock(*part) for part in parts]
+        self.dim = dim or sum(part.dim for part in self.parts)
+        self.matrix = matrix
+
+    def product_rows(self, rows):
+        return rows @ self.matrix
+
+    def spectral_blocks(self):
+        return iter(self.parts)
 
 
 def with_eigenvalues(values, dtype=torch.float64):
@@ -29,19 +54,6 @@ def with_eigenvalues(values, dtype=torch.float64):
     Q = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64)).Q
     A = Q * values @ Q.T
     return ((A + A.T) / 2).to(dtype)
-
-
-def blocks(*parts):
-    """An H with nothing but spectral blocks: a product would fail."""
-    made = [
-        SimpleNamespace(matrix=m, multiplicity=k, is_factor=f, law=law) for m, k, f, law in parts
-    ]
-    dim = sum(k * m.shape[:-2].numel() * m.shape[-1] for m, k, _, _ in parts)
-    form = SimpleNamespace(spectral_blocks=lambda: iter(made))
-    dtype = torch.float64
-    return SimpleNamespace(
-        shape=(dim, dim), dtype=dtype, device=torch.device("cpu"), closed_form=form
-    )
 
 
 def linspace(low, high, n):

@@ -48,7 +48,7 @@ def test_the_two_kinds_differ_where_the_block_is_curved():
     gauss_newton, _ = dense_both(block, x, "weight", "gauss_newton")
     assert cases.relative_error(gauss_newton.dense(), expected) > 1e-2
     # The residual enters linearly: H(2 g) - H(g) = H(g) - H(0), and H(0) is Gauss-Newton.
-    r = full._autograd.output_grad
+    r = full._form.output_grad
     twice = lh.LocalHessian(block, x, "weight", "full", 2 * r)
     assert cases.relative_error(twice.dense(), 2 * expected - gauss_newton.dense()) < 1e-12
 
@@ -59,14 +59,14 @@ def test_vectors_in_a_loop_and_in_small_chunks(kind, monkeypatch):
     H, expected = dense_both(block, x, "weight", kind)
     V = torch.randn(H.dim, 7, dtype=torch.float64)
     sizes = []
-    original = autograd.AutogradProducts._chunk
+    original = autograd.AutogradForm._chunk
 
     def noted(self, rows):
         sizes.append(len(rows))
         return original(self, rows)
 
-    monkeypatch.setattr(autograd.AutogradProducts, "_chunk", noted)
-    r = None if kind == "gauss_newton" else H._autograd.output_grad
+    monkeypatch.setattr(autograd.AutogradForm, "_chunk", noted)
+    r = None if kind == "gauss_newton" else H._form.output_grad
     per_row = 8 * (6 * 20 + 3 * H.dim)  # its widest tensor is the weight of 5 x 4
     for limit, most in ((1, 1), (3 * per_row, 3), (None, 7)):
         sizes.clear()
@@ -133,7 +133,7 @@ def test_operations_without_a_batching_rule_are_looped_over_from_then_on(kind):
     plain.load_state_dict(block.state_dict())
     expected = lh.LocalHessian(plain, x, "weight", kind, r).dense()
     assert cases.relative_error(H.dense(), expected) < 1e-12
-    assert H._autograd._batched is False
+    assert H._form._batched is False
     assert cases.relative_error(H.dense(), expected) < 1e-12
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from spectrum_cases import KNOWN, blocks, linspace, with_eigenvalues
+from spectrum_cases import KNOWN, Blocks, linspace, with_eigenvalues
 
 from lhkernels.hessian.spectrum import spectrum
 
@@ -113,7 +113,7 @@ def test_zero_is_decided_by_the_dtype_or_by_the_argument():
         assert S.zero_tolerance == 1e-2
         assert S.condition_number == pytest.approx(1.0)
         assert S.cdf(0.0) == pytest.approx(0.75, abs=1e-12)
-    S = spectrum(blocks((A, 1, True, None)), zero_tolerance=1e-7)
+    S = spectrum(Blocks((A, 1, True)), zero_tolerance=1e-7)
     assert S.zero_fraction == 0.5  # of the eigenvalues, the squares
     hidden = spectrum(torch.full((40, 40), 1 / 40.0))  # rank 1; tiny negative eigenvalues too
     assert hidden.zero_fraction == pytest.approx(39 / 40)

@@ -1,12 +1,12 @@
 """Spectra of matrices with known eigenvalues: exact, Lanczos, and stochastic quadrature."""
 
-import builtins
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from spectrum_cases import KNOWN, Operator, RowOperator, blocks, linspace, with_eigenvalues
+from rich.progress import Progress
+from spectrum_cases import KNOWN, Blocks, Operator, RowOperator, linspace, with_eigenvalues
 from torch import nn
 
 from lhkernels.hessian import LocalHessian
@@ -73,7 +73,7 @@ def test_kolmogorov_distance_to_the_marchenko_pastur_law(c):
     assert distance(S, MarchenkoPastur(c, variance * 1.2)) > 0.02
 
     rows = W / W.norm(dim=1, keepdim=True)
-    exact = spectrum(blocks((rows.double(), 3, True, None)))
+    exact = spectrum(Blocks((rows.double(), 3, True)))
     assert distance(exact, MarchenkoPastur(c, normalized=True)) < 0.01
 
 
@@ -96,8 +96,8 @@ def test_spectral_blocks():
     wide = torch.randn(3, 2, 5, generator=g, dtype=torch.float64)
     tall = torch.randn(6, 3, generator=g, dtype=torch.float64)
     fourier = torch.randn(4, 2, 3, generator=g, dtype=torch.complex128)
-    H = blocks((symmetric, 2, False, None), (wide, 3, True, None), (tall, 1, True, None),
-               (fourier, 1, True, None))  # fmt: skip
+    H = Blocks((symmetric, 2, False), (wide, 3, True), (tall, 1, True, None),
+               (fourier, 1, True))  # fmt: skip
     expected = [torch.linalg.eigvalsh(symmetric).reshape(-1)] * 2
     expected += [torch.linalg.eigvalsh(wide.mT @ wide).reshape(-1)] * 3
     expected += [torch.linalg.eigvalsh(tall.mT @ tall)]
@@ -115,19 +115,19 @@ def test_spectral_blocks():
 
 def test_factors_resolve_what_their_gram_matrix_does_not():
     B = with_eigenvalues(torch.logspace(-12, 0, 20, dtype=torch.float64))
-    S = spectrum(blocks((B, 1, True, None)))
+    S = spectrum(Blocks((B, 1, True)))
     assert S.condition_number == pytest.approx(1e24, rel=0.05)
-    assert spectrum(blocks((B.T @ B, 1, False, None))).zero_fraction > 0.2
-    S = spectrum(blocks((torch.cat([B, torch.zeros(20, 3)], 1), 1, True, None)))
+    assert spectrum(Blocks((B.T @ B, 1, False))).zero_fraction > 0.2
+    S = spectrum(Blocks((torch.cat([B, torch.zeros(20, 3)], 1), 1, True)))
     assert S.zero_fraction == pytest.approx(3 / 23)
 
 
 def test_the_law_of_the_blocks():
     B = torch.randn(5, 8, dtype=torch.float64)
     law, other = MarchenkoPastur(0.625, variance=2.0), MarchenkoPastur(0.625, normalized=True)
-    assert spectrum(blocks((B, 2, True, law), (B, 1, True, law))).law is law
-    assert spectrum(blocks((B, 2, True, law), (B, 1, True, None))).law is None
-    assert spectrum(blocks((B, 2, True, law), (B, 1, True, other))).law is None
+    assert spectrum(Blocks((B, 2, True, law), (B, 1, True, law))).law is law
+    assert spectrum(Blocks((B, 2, True, law), (B, 1, True))).law is None
+    assert spectrum(Blocks((B, 2, True, law), (B, 1, True, other))).law is None
     assert spectrum(torch.eye(3)).law is None
 
 
@@ -145,12 +145,10 @@ def test_a_linear_layer_brings_the_law_of_its_own_variance():
 
 
 def test_blocks_that_do_not_add_up_or_are_not_finite():
-    H = blocks((torch.eye(3).double(), 2, False, None))
-    H.shape = (7, 7)
     with pytest.raises(RuntimeError, match="6 of 7"):
-        spectrum(H)
+        spectrum(Blocks((torch.eye(3).double(), 2, False), dim=7))
     with pytest.raises(ValueError, match="H is not finite"):
-        spectrum(blocks((torch.full((2, 2), torch.inf), 1, True, None)))
+        spectrum(Blocks((torch.full((2, 2), torch.inf), 1, True)))
 
 
 def test_auto_takes_what_is_affordable(monkeypatch):
@@ -160,9 +158,8 @@ def test_auto_takes_what_is_affordable(monkeypatch):
     assert S.method == "slq"
     assert S.probes == default_probes(30) == 200
     assert spectrum(A, "exact").method == "exact"
-    factor = blocks((A, 1, True, None))
+    factor = Blocks((A, 1, True), matrix=A @ A)
     assert spectrum(factor).method == "exact"
-    factor.product_rows = lambda rows: rows @ (A @ A)
     monkeypatch.setattr("lhkernels.hessian.exact.AUTO_WORK", 1e3)
     assert spectrum(factor).method == "slq"
     assert spectrum(factor, "exact").method == "exact"
@@ -178,7 +175,7 @@ def test_absurd_sizes_are_refused_with_their_bytes():
         spectrum(A, "exact", memory_limit=50_000)
     assert spectrum(A, memory_limit=50_000).method == "slq"
     with pytest.raises(MemoryError, match="a block of 50 x 50"):
-        spectrum(blocks((A, 1, False, None)), "exact", memory_limit=50_000)
+        spectrum(Blocks((A, 1, False)), "exact", memory_limit=50_000)
 
 
 def test_seeds_and_the_global_generator():
@@ -241,24 +238,20 @@ def test_a_tensor_may_require_a_gradient():
         assert not spectrum(A * 2, method).eigenvalues.requires_grad
 
 
-def test_progress_goes_to_stderr_and_is_optional(capsys, monkeypatch):
+def test_progress_goes_to_stderr_and_counts_everything(capsys, monkeypatch):
     A = with_eigenvalues(linspace(0, 1, 40))
     plain = spectrum(A, "slq", probes=3)
     shown = spectrum(A, "slq", probes=3, progress=True)
     assert torch.equal(plain.eigenvalues, shown.eigenvalues)
-    captured = capsys.readouterr()
-    assert captured.out == ""
+    assert spectrum(A, "exact", progress=True).method == "exact"
+    assert capsys.readouterr().out == ""
 
-    real = builtins.__import__
-
-    def without_rich(name, *args, **kwargs):
-        if name.split(".")[0] == "rich":
-            raise ModuleNotFoundError("No module named 'rich'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_rich)
-    with pytest.warns(UserWarning, match="pip install rich"):
-        spectrum(A, "exact", progress=True)
+    done = []
+    monkeypatch.setattr(Progress, "advance", lambda bar, task, count: done.append(count))
+    spectrum(A, "slq", probes=3, steps=7, progress=True)
+    assert done == 7 * [3]
+    spectrum(Blocks((A, 2, True), (A, 1, False)), progress=True)
+    assert done[7:] == [80, 40]
 
 
 @pytest.mark.gpu

@@ -5,34 +5,17 @@ import math
 import hessian_cases as cases
 import pytest
 import torch
+from spectrum_cases import RowOperator, with_eigenvalues
 from torch import nn
 
 import lhkernels as lh
 from lhkernels.hessian import trace
 
 
-class Matrix:
-    """A symmetric matrix in the operator's clothes."""
-
-    closed_form = None
-
-    def __init__(self, matrix):
-        self.matrix = matrix
-        self.dim = len(matrix)
-        self.dtype = matrix.dtype
-        self.device = matrix.device
-        self.products = 0
-
-    def product_rows(self, rows):
-        self.products += len(rows)
-        return rows @ self.matrix
-
-
-def with_eigenvalues(values, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    n = len(values)
-    Q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
-    return Matrix((Q * values) @ Q.T)
+def rotated(values):
+    """A matrix with these eigenvalues."""
+    torch.manual_seed(0)
+    return RowOperator(with_eigenvalues(values))
 
 
 DECAYING = torch.arange(1, 151, dtype=torch.float64) ** -2.0
@@ -44,7 +27,7 @@ FLAT = torch.linspace(-1, 1, 150, dtype=torch.float64)
     "values", [DECAYING, FLAT, FLAT + 1], ids=["decaying", "indefinite", "flat"]
 )
 def test_the_error_estimate_is_honest(method, values):
-    H = with_eigenvalues(values)
+    H = rotated(values)
     exact = float(values.sum())
     scores = []
     for seed in range(60):
@@ -57,7 +40,7 @@ def test_the_error_estimate_is_honest(method, values):
 
 
 def test_hutch_plus_plus_wins_on_a_decaying_spectrum():
-    H = with_eigenvalues(DECAYING)
+    H = rotated(DECAYING)
     exact = float(DECAYING.sum())
     errors = {}
     for method in ("hutchinson", "hutch++"):
@@ -70,14 +53,14 @@ def test_hutch_plus_plus_wins_on_a_decaying_spectrum():
     ("method", "probes"), [("hutchinson", 11), ("hutch++", 4), ("hutch++", 47)]
 )
 def test_probes_are_the_products_spent(method, probes):
-    H = with_eigenvalues(FLAT)
+    H = rotated(FLAT)
     assert trace.estimate(H, method, probes).probes == probes == H.products
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_small_matrices(dim):
     values = torch.rand(dim, dtype=torch.float64) + 1
-    H = with_eigenvalues(values)
+    H = rotated(values)
     for method in ("auto", "exact", "hutchinson", "hutch++"):
         found = trace.estimate(H, method)
         assert abs(found.value - values.sum()) <= 5 * found.standard_error + 1e-12
@@ -88,22 +71,22 @@ def test_small_matrices(dim):
 def test_low_rank_and_zero_matrices_are_found_to_rounding():
     values = torch.zeros(150, dtype=torch.float64)
     values[:4] = torch.tensor([5.0, -3.0, 2.0, 1.0])
-    found = trace.estimate(with_eigenvalues(values), "hutch++", 30)
+    found = trace.estimate(rotated(values), "hutch++", 30)
     assert abs(found.value - 5) < 1e-10
     assert 4.9 * 2**-52 <= found.standard_error < 1e-10
-    found = trace.estimate(with_eigenvalues(0 * values), "hutch++", 30)
+    found = trace.estimate(rotated(0 * values), "hutch++", 30)
     assert (found.value, found.standard_error) == (0, 0)
 
 
 def test_the_error_is_at_least_that_of_rounding():
     values = torch.rand(300, dtype=torch.float64)
-    found = trace.estimate(Matrix(torch.diag(values)), "hutchinson", 5)  # no spread at all
+    found = trace.estimate(RowOperator(torch.diag(values)), "hutchinson", 5)  # no spread at all
     assert 0 < found.standard_error < 1e-12
     assert abs(found.value - math.fsum(values.tolist())) <= 5 * found.standard_error
 
 
 def test_seeds_are_reproducible_and_the_global_random_state_is_untouched():
-    H = with_eigenvalues(FLAT)
+    H = rotated(FLAT)
     rng = torch.get_rng_state()
     first = trace.estimate(H, "hutch++", 30, seed=3)
     assert torch.equal(torch.get_rng_state(), rng)
@@ -114,7 +97,7 @@ def test_seeds_are_reproducible_and_the_global_random_state_is_untouched():
 
 def test_exact_traces_of_large_operators_come_in_chunks(monkeypatch):
     monkeypatch.setattr(trace, "EXACT_CHUNK", 7 * 150 + 1)
-    H = with_eigenvalues(FLAT + 2)
+    H = rotated(FLAT + 2)
     found = trace.estimate(H, "exact")
     assert found.value == pytest.approx(300, rel=1e-12)
     assert (found.probes, H.products) == (150, 150)
@@ -156,7 +139,7 @@ def test_of_a_large_block_is_exact_unless_an_estimate_is_asked_for():
 
 def test_half_precision_sums_in_float32():
     values = torch.full((400,), 1.0, dtype=torch.float64)
-    H = Matrix(torch.diag(values).to(torch.bfloat16))
+    H = RowOperator(torch.diag(values).to(torch.bfloat16))
     assert trace.estimate(H, "exact").value == 400
     assert trace.estimate(H, "hutchinson", 6).value == 400  # bfloat16 has no 400 + 1
 
@@ -173,4 +156,4 @@ def test_half_precision_sums_in_float32():
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
-        trace.estimate(with_eigenvalues(FLAT), *arguments)
+        trace.estimate(rotated(FLAT), *arguments)

@@ -36,31 +36,23 @@ def write_fashion(folder, compress):
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in FASHION.items():
         content = idx_bytes(values)
-        if compress:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-        else:
-            (folder / name).write_bytes(content)
-
-
-def assert_is_fashion(data):
-    assert torch.equal(data.train_images, FASHION["train-images-idx3-ubyte"][:, None])
-    assert torch.equal(data.train_labels, FASHION["train-labels-idx1-ubyte"])
-    assert torch.equal(data.test_images, FASHION["t10k-images-idx3-ubyte"][:, None])
-    assert torch.equal(data.test_labels, FASHION["t10k-labels-idx1-ubyte"])
-    assert data.classes == 10
+        file = folder / (f"{name}.gz" if compress else name)
+        file.write_bytes(gzip.compress(content) if compress else content)
 
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
-def test_fashion_mnist_layouts(tmp_path, compress, below):
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_fashion_mnist_layouts(tmp_path, monkeypatch, compress, below, by_environment):
     write_fashion(tmp_path / below, compress)
-    assert_is_fashion(sources.load_raw("fashion-mnist", str(tmp_path)))
-
-
-def test_environment_variable_names_the_folder(tmp_path, monkeypatch):
-    write_fashion(tmp_path, compress=True)
-    monkeypatch.setenv("LHKERNELS_DATA", str(tmp_path))
-    assert_is_fashion(sources.load_raw("fashion-mnist", None))
+    if by_environment:
+        monkeypatch.setenv("LHKERNELS_DATA", str(tmp_path))
+    data = sources.load_raw("fashion-mnist", None if by_environment else str(tmp_path))
+    parts = (data.train_images[:, 0], data.train_labels, data.test_images[:, 0], data.test_labels)
+    for part, expected in zip(parts, FASHION.values(), strict=True):
+        assert torch.equal(part, expected)
+    assert data.train_images.shape[1:] == data.test_images.shape[1:] == (1, 28, 28)
+    assert data.classes == 10
 
 
 def test_named_folder_is_the_only_one_searched(tmp_path, monkeypatch):
@@ -103,21 +95,19 @@ def test_damaged_idx_file(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize(
-    ("labels", "reason"),
-    [(torch.tensor([1, 2], dtype=torch.uint8), "2 labels for 3 images"),
-     (torch.tensor([1, 10, 2], dtype=torch.uint8), "label 10 where 0 to 9 are expected")],
-)  # fmt: skip
-def test_labels_must_fit_the_images(tmp_path, labels, reason):
+    ("file", "values", "reason"),
+    [
+        ("labels-idx1", [1, 2], "2 labels for 3 images"),
+        ("labels-idx1", [1, 10, 2], "label 10 where 0 to 9 are expected"),
+        ("images-idx3", torch.zeros(3, 27, 28), r"of \(28, 28\) expected, \(27, 28\) found"),
+        ("images-idx3", torch.zeros(0, 28, 28), "3 labels for 0 images"),
+    ],
+)
+def test_images_and_labels_must_fit(tmp_path, file, values, reason):
     write_fashion(tmp_path, compress=False)
-    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-    with pytest.raises(DataError, match=reason):
-        sources.load_raw("fashion-mnist", str(tmp_path))
-
-
-def test_images_of_another_size_are_refused(tmp_path):
-    write_fashion(tmp_path, compress=False)
-    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(random_bytes(3, 27, 28)))
-    with pytest.raises(DataError, match=r"images of \(28, 28\) expected, \(27, 28\) found"):
+    values = torch.as_tensor(values, dtype=torch.uint8)
+    (tmp_path / f"t10k-{file}-ubyte").write_bytes(idx_bytes(values))
+    with pytest.raises(DataError, match=f"t10k-.*: .*{reason}"):
         sources.load_raw("fashion-mnist", str(tmp_path))
 
 

@@ -5,11 +5,7 @@ import math
 
 import pytest
 
-from lhkernels.training.config import (
-    DEFAULTS,
-    TrainConfig,
-    parse,
-)
+from lhkernels.training.config import DEFAULTS, TrainConfig, parse
 from lhkernels.training.errors import ConfigError
 
 
@@ -35,8 +31,8 @@ def test_learning_rates():
     assert TrainConfig(lr=0.5).lr == {"sgd": 0.5, "sa-sgd": 0.5}
     default = DEFAULTS["digits"].lr
     assert TrainConfig(lr={"sa-sgd": 2}).lr == {"sgd": default["sgd"], "sa-sgd": 2.0}
-    relative = TrainConfig(scale_reference="initial").lr
-    assert relative["sa-sgd"] == relative["sgd"] == default["sgd"]
+    relative = TrainConfig(data="cifar10", scale_reference="initial").lr
+    assert relative == {"sgd": 0.1, "sa-sgd": 0.1}
 
 
 def test_json_round_trip():
@@ -56,10 +52,15 @@ BAD = [
     ("optimizers", (), "at least one"),
     ("seeds", (0, 0), "only once"),
     ("seeds", (-1,), "at least 0"),
+    ("seeds", (2**31,), "at most 2147483647"),
     ("epochs", 0, "at least 1"),
     ("epochs", 1.5, "whole number"),
+    ("epochs", True, "whole number"),
     ("batch_size", 1, "at least 2"),
     ("limit", 1, "at least 2"),
+    ("validation", -1, "at least 0"),
+    ("shrink", 9, "at least 1 and at most 8"),
+    ("depth", 65, "at least 1 and at most 64"),
     ("patience", -1, "at least 0"),
     ("lr", -0.1, "at least 0"),
     ("lr", math.nan, "finite"),
@@ -94,22 +95,38 @@ def test_bad_value_names_option_value_and_remedy(field, value, remedy):
     assert not parts or str(parts[-1]) in message
 
 
-def test_parsing():
-    assert parse("lr", "0.1") == 0.1
-    assert parse("lr", "sgd=0.1, sa-sgd=5e-3") == {"sgd": 0.1, "sa-sgd": 0.005}
-    assert parse("seeds", "0,1,12") == (0, 1, 12)
-    assert (parse("init_scale", "10"), parse("init_scale", "0.1, 1")) == (10.0, (0.1, 1.0))
-    with pytest.raises(ConfigError, match=r"--init-scale 1,x: give numbers: 0.1,1,10"):
-        parse("init_scale", "1,x")
-    for text in ("fast", "sgd=", "sgd=0.1,0.2"):
-        with pytest.raises(ConfigError, match="one for each optimizer"):
-            parse("lr", text)
-    with pytest.raises(ConfigError, match=r"--lr sgd=0.1, sgd=0.2: name each optimizer only once"):
-        parse("lr", "sgd=0.1, sgd=0.2")
-    assert parse("optimizers", "sgd, lars") == ("sgd", "lars")
-    for text, shown in (("sgd,", "sgd,"), ("", "(empty)"), (",sgd", ",sgd")):
-        with pytest.raises(ConfigError) as caught:
-            parse("optimizers", text)
-        assert str(caught.value).startswith(f"--optimizers {shown}: has an empty name; give some")
-    with pytest.raises(ConfigError, match="--seeds 0,x: give whole numbers"):
-        parse("seeds", "0,x")
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lr", "0.1", 0.1),
+        ("lr", "sgd=0.1, sa-sgd=5e-3", {"sgd": 0.1, "sa-sgd": 0.005}),
+        ("seeds", "0,1,12", (0, 1, 12)),
+        ("seeds", "3", (3,)),
+        ("init_scale", "10", 10.0),
+        ("init_scale", "0.1, 1", (0.1, 1.0)),
+        ("optimizers", "sgd, lars", ("sgd", "lars")),
+    ],
+)
+def test_texts_are_parsed(name, text, value):
+    assert parse(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("init_scale", "1,x", "--init-scale 1,x: give numbers: 0.1,1,10"),
+        ("seeds", "0,x", "--seeds 0,x: give whole numbers: 0,1,2"),
+        ("lr", "fast", "--lr fast: give one number, or one for each optimizer"),
+        ("lr", "sgd=", "--lr sgd=: give one number, or one for each optimizer"),
+        ("lr", "sgd=0.1,0.2", "--lr sgd=0.1,0.2: give one number, or one for each optimizer"),
+        ("lr", "0.1,0.2", "--lr 0.1,0.2: give one number, or one for each optimizer"),
+        ("lr", "sgd=0.1, sgd=0.2", "--lr sgd=0.1, sgd=0.2: name each optimizer only once"),
+        ("optimizers", "sgd,", "--optimizers sgd,: give some of sgd, sa-sgd, lars"),
+        ("optimizers", "", "--optimizers (empty): give some of sgd, sa-sgd, lars"),
+        ("optimizers", ",sgd", "--optimizers ,sgd: give some of sgd, sa-sgd, lars"),
+    ],
+)
+def test_texts_that_can_not_be_parsed_name_the_remedy(name, text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(name, text)
+    assert str(caught.value).startswith(message)

@@ -24,7 +24,7 @@ WEIGHTS = {"vgg11": 9_217_728 + 5120, "vgg13": 9_402_048 + 5120, "vgg16": 14_710
 def test_number_of_weights(layout, count):
     model = VGG(layout, channels=3, classes=10)
     assert sum(p.numel() for p in model.parameters()) == count
-    assert len(list(normalised_weights(model))) == int(layout.removeprefix("vgg")) - 3
+    assert len(normalised_weights(model)) == int(layout.removeprefix("vgg")) - 3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -2,11 +2,12 @@
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
-from study_cases import Spy, assert_same_state, checkpoint, metrics, small
 from torch.nn import functional as F
+from train_cases import Spy, assert_same_state, checkpoint, metrics, small
 
 import lhkernels as lh
 from lhkernels.training import TrainConfig, TrainingError, loop, train
@@ -14,21 +15,15 @@ from lhkernels.training.config import RunKey
 from lhkernels.training.data import batches, load
 from lhkernels.training.loop import Run, build_model
 from lhkernels.training.models import normalised_weights
+from lhkernels.training.plots import label, spread
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 FIELDS = [
-    "init_scale",
-    "seed",
-    "optimizer",
-    "epoch",
-    "train_loss",
-    "test_loss",
-    "test_error",
-    "lr",
+    "init_scale", "seed", "optimizer", "epoch", "train_loss", "test_loss", "test_error", "lr",
     "seconds",
-]
+]  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -91,7 +86,7 @@ def test_one_optimizer_does_not_change_the_other(tmp_path):
 def test_files_and_fields(tmp_path):
     config = small(seeds=(4, 2), init_scale=2.0)
     report = train(config, tmp_path)
-    records = metrics(tmp_path)
+    records = metrics(tmp_path, seconds=True)
     assert [list(record) for record in records] == [FIELDS] * 8
     assert [(r["seed"], r["epoch"], r["optimizer"]) for r in records] == [
         (seed, epoch, name) for seed in (4, 2) for epoch in (1, 2) for name in ("sgd", "sa-sgd")
@@ -101,21 +96,15 @@ def test_files_and_fields(tmp_path):
     assert TrainConfig(**report["config"]) == config
     assert {"python", "torch", "platform", "cpu", "gpu", "threads"} <= set(report["environment"])
     for run in report["runs"]:
-        mine = [
-            r for r in records if (r["seed"], r["optimizer"]) == (run["seed"], run["optimizer"])
-        ]
+        mine = [r for r in records if all(r[k] == run[k] for k in ("seed", "optimizer"))]
         assert run["status"] == "ok"
         assert run["final_train_loss"] == mine[-1]["train_loss"]
         assert run["best_test_error"] == min(r["test_error"] for r in mine)
     for row in report["summary"]:
-        finals = [
-            r["final_test_error"] for r in report["runs"] if r["optimizer"] == row["optimizer"]
-        ]
-        mean = sum(finals) / 2
-        assert row["final_test_error"]["mean"] == pytest.approx(mean)
-        assert row["final_test_error"]["std"] == pytest.approx(
-            math.sqrt(sum((x - mean) ** 2 for x in finals))
-        )
+        mine = [run for run in report["runs"] if run["optimizer"] == row["optimizer"]]
+        finals = [run["final_test_error"] for run in mine]
+        assert row["final_test_error"]["mean"] == pytest.approx(statistics.mean(finals))
+        assert row["final_test_error"]["std"] == pytest.approx(statistics.stdev(finals))
 
 
 def test_a_diverged_run_is_reported_and_the_other_goes_on(tmp_path):
@@ -159,31 +148,48 @@ def test_bfloat16_autocast_on_the_cpu(tmp_path):
     assert all(w.dtype != torch.bfloat16 for w in weights.values())
 
 
-def test_scale_reference_reaches_the_optimizer():
-    data = load(small())
-    scales = {}
-    for reference in ("output", "initial"):
-        run = Run(small(scale_reference=reference), RunKey(1.0, 0, "sa-sgd"), data, CPU)
-        run.run_epoch()
-        assert run.optimizer.param_groups[0]["scale_reference"] == reference
-        scales[reference] = run.optimizer.block_scales()
-    assert len(scales["output"]) == len(list(normalised_weights(run.model))) + 1
-    assert "classifier.weight" in scales["output"]
+@pytest.mark.parametrize("reference", ["output", "initial"])
+def test_scale_reference_reaches_the_optimizer(reference):
+    config = small(scale_reference=reference)
+    run = Run(config, RunKey(1.0, 0, "sa-sgd"), load(config), CPU)
+    run.run_epoch()
+    assert run.optimizer.param_groups[0]["scale_reference"] == reference
+    scales = run.optimizer.block_scales()
+    assert len(scales) == len(normalised_weights(run.model)) + 1
+    assert "classifier.weight" in scales
 
 
-def test_missing_packages_are_named_before_anything_is_written(tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    for package, config, remedy in (
+@pytest.mark.parametrize(
+    ("package", "config", "remedy"),
+    [
         ("matplotlib", small(), "pip install lhkernels.demo."),
         ("sklearn", small(), "pip install lhkernels.demo."),
         ("pytorch_optimizer", small(optimizers=("sgd", "lars")), "pip install pytorch_optimizer"),
-    ):
-        with monkeypatch.context() as patch:
-            real = loop.find_spec
-            patch.setattr(loop, "find_spec", lambda n, p=package, r=real: None if n == p else r(n))
-            with pytest.raises(TrainingError, match=remedy):
-                train(config, out)
-    assert not out.exists()
+    ],
+)
+def test_a_missing_package_is_named_before_anything_is_written(
+    tmp_path, monkeypatch, package, config, remedy
+):
+    find = loop.find_spec
+    monkeypatch.setattr(loop, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(TrainingError, match=remedy):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_an_optimizers_error_is_the_users_at_its_start_only(tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error("no step today")
+
+    run = Run(small(), RunKey(1.0, 0, "sgd"), load(small()), CPU)
+    run.run_epoch()
+    monkeypatch.setattr(torch.optim.SGD, "step", refuse)
+    with pytest.raises(TrainingError, match=r"sgd \(seed 0\) can not train: no step today; "):
+        train(small(), tmp_path)
+    monkeypatch.setattr(run.optimizer, "step", refuse)
+    with pytest.raises(error, match=r"^no step today$"):
+        run.run_epoch()
 
 
 def test_lars_trains(tmp_path):
@@ -197,3 +203,35 @@ def test_no_cuda_is_an_error_of_the_option(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="--device cuda: no CUDA device"):
         train(small(device="cuda"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_each_scale_trains_as_if_it_were_alone(tmp_path):
+    report = train(small(init_scale=(10.0, 1.0), seeds=(0, 1)), tmp_path / "both")
+    both, alone = metrics(tmp_path / "both"), []
+    for scale, suffix in ((10.0, "-scale10.0"), (1.0, "")):
+        out = tmp_path / str(scale)
+        single = train(small(init_scale=scale, seeds=(0, 1)), out)
+        alone += metrics(out)
+        for name in ("sgd", "sa-sgd"):
+            a, b = (checkpoint(o, name, seed=1, scale=suffix) for o in (tmp_path / "both", out))
+            assert_same_state(a, b)
+        rows = [row for row in report["summary"] if row["init_scale"] == scale]
+        for row, expected in zip(rows, single["summary"], strict=True):
+            assert row["optimizer"] == expected["optimizer"]
+            assert row["final_train_loss"] == expected["final_train_loss"]
+    assert both == alone
+    assert both[0]["train_loss"] != both[-4]["train_loss"]
+
+
+def test_the_picture_is_of_the_last_epochs_over_the_scale():
+    records = [
+        {"epoch": 2, "init_scale": scale, "train_loss": loss}
+        for scale, loss in ((1.0, 3.0), (0.1, 5.0), (1.0, 1.0), (10.0, None))
+    ]
+    places, *figures = spread(records, "train_loss", 2, "init_scale")
+    assert places == [0.1, 1.0]
+    assert figures == [[10.0, 4.0], [10.0, 2.0], [10.0, 6.0]]  # mean, least, largest
+    config = small(init_scale=(0.1, 1.0, 10.0), seeds=(0, 1), lr=0.5)
+    histories = [[record] for record in records]
+    assert label(config, histories, "sgd") == "sgd, lr 0.5: diverged in epoch 2 (1 of 6 runs)"
+    assert label(config, histories[:3], "sgd") == "sgd, lr 0.5"

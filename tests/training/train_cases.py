@@ -12,16 +12,15 @@ def small(**options):
     return TrainConfig(**{"limit": 160, "batch_size": 32, "width": 0.25, "epochs": 2, **options})
 
 
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def metrics(out, seconds=False):
+    """The records of a run, as far as they can be repeated."""
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if seconds or k != "seconds"} for r in records]
 
 
-def without_seconds(records):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-
-
-def checkpoint(out, optimizer, seed=0):
-    return torch.load(out / "checkpoints" / f"{optimizer}-seed{seed}.pt", weights_only=True)
+def checkpoint(out, optimizer, seed=0, scale=""):
+    file = out / "checkpoints" / f"{optimizer}-seed{seed}{scale}.pt"
+    return torch.load(file, weights_only=True)
 
 
 def assert_same_state(a, b, path=""):

@@ -5,13 +5,11 @@ Where output is no terminal only the lines and the table are printed, without co
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from lhkernels.tables import table
@@ -29,52 +27,57 @@ class Display(Observer):
     def __init__(self, console: Console, progress: bool = True) -> None:
         self.console, self.lines = console, progress
         live = progress and console.is_terminal and not console.is_dumb_terminal
-        self.bars = Bars(console) if live else None
+        # A long memory: the speed is that of all epochs alike.
+        self.bars = Progress(
+            *Progress.get_default_columns(), console=console, transient=True, disable=not live,
+            speed_estimate_period=3600,
+        )  # fmt: skip
 
     def start(self, config: TrainConfig, data: ImageData, device: torch.device) -> None:
         self.config, self.data = config, data
-        if not self.lines:
-            return
         images, channels, height, width = data.train_images.shape
         where = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-        self._print(
+        self._line(
             f"{config.data}: {images} training and {len(data.test_labels)} test images, "
             f"{channels}x{height}x{width}\n"
             f"{config.model}, batches of {config.batch_size}, on {where}"
         )
 
     def start_seed(self, runs: list[Run]) -> None:
-        if not self.lines:
-            return
         several = {
             "initial weights x": (self.config.init_scales, runs[0].key.init_scale),
             "seed": (self.config.seeds, runs[0].seed),
         }
         titles = [f"{name} {now:g}" for name, (values, now) in several.items() if len(values) > 1]
         if titles:
-            self._print("\n" + ", ".join(titles))
+            self._line("\n" + ", ".join(titles))
         names = "".join(run.name.rjust(COLUMN) for run in runs)
-        self._print(f"epoch   {names}\n        " + "loss   error".rjust(COLUMN) * len(runs))
-        if self.bars:
-            self.bars.start(runs, steps_per_epoch(self.data, self.config), self.config.epochs)
+        self._line(f"epoch   {names}\n        " + "loss   error".rjust(COLUMN) * len(runs))
+        for task in self.bars.task_ids:
+            self.bars.remove_task(task)
+        self.steps = steps_per_epoch(self.data, self.config)
+        self.tasks = {run.name: self.bars.add_task(run.name, total=self.steps) for run in runs}
+        self.done = sum(len(run.history) for run in runs)
+        total = self.config.epochs * len(runs)
+        self.all = self.bars.add_task("all epochs", total=total, completed=self.done)
+        self.bars.start()
 
     def batch(self, run: Run, step: int, loss: float) -> None:
-        if self.bars:
-            self.bars.batch(run, step, loss)
+        text = f"{run.name}  loss {short(loss)}"
+        self.bars.update(self.tasks[run.name], completed=step, description=text)
+        self.bars.update(self.all, completed=self.done + step / self.steps)
 
     def epoch(self, runs: list[Run], epoch: int) -> None:
-        if self.bars:
-            self.bars.epoch()
-        done = all(len(run.history) >= epoch or run.diverged for run in runs)
+        self.done += 1
+        if not all(len(run.history) >= epoch or run.diverged for run in runs):
+            return
         # With several scales it is their last epochs that are compared.
-        compared = len(self.config.init_scales) == 1 or epoch == self.config.epochs
-        if self.lines and done and compared:
+        if len(self.config.init_scales) == 1 or epoch == self.config.epochs:
             cells = "".join(epoch_cell(run, epoch) for run in runs)
-            self._print(f"{epoch:>3}/{self.config.epochs:<4}{cells}")
+            self._line(f"{epoch:>3}/{self.config.epochs:<4}{cells}")
 
     def finish(self, report: dict[str, Any]) -> None:
-        if self.bars:
-            self.bars.progress.stop()
+        self.bars.stop()
         utf = self.console.encoding.lower().startswith("utf")
         self.console.print("", summary_table(report, "±" if utf else "+-"), "", sep="\n")
         for run in report["runs"]:
@@ -85,54 +88,22 @@ class Display(Observer):
                     f"({scale}seed {run['seed']}): try a smaller --lr for it"
                 )
 
+    def _line(self, text: str) -> None:
+        if self.lines:
+            self._print(text)
+
     def _print(self, text: str) -> None:
         # Plain: rich would colour the numbers and read [brackets] as markup.
         self.console.print(text, highlight=False, markup=False)
 
 
-class Bars:
-    """A bar for each optimizer's epoch under way, and one for all epochs of the seed."""
-
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="cyan"),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            expand=True,
-            transient=True,
-        )
-        self.tasks: dict[str, TaskID] = {}
-
-    def start(self, runs: list[Run], steps: int, epochs: int) -> None:
-        for task in self.progress.task_ids:
-            self.progress.remove_task(task)
-        add = self.progress.add_task
-        self.tasks = {run.name: add(run.name, total=steps, note="") for run in runs}
-        self.before = self.done = sum(len(run.history) for run in runs)
-        self.total = epochs * len(runs)
-        self.all = add("epochs", total=self.total, completed=self.done, note="")
-        self.started = time.monotonic()
-        self.progress.start()
-
-    def batch(self, run: Run, step: int, loss: float) -> None:
-        self.progress.update(self.tasks[run.name], completed=step, note=f"loss {short(loss)}")
-
-    def epoch(self) -> None:
-        self.done += 1
-        pace = (time.monotonic() - self.started) / (self.done - self.before)
-        minutes, seconds = divmod(round(pace * (self.total - self.done)), 60)
-        self.progress.update(self.all, completed=self.done, note=f"{minutes}:{seconds:02} left")
-
-
 def epoch_cell(run: Run, epoch: int) -> str:
     """Loss and error of one optimizer in one epoch, right-aligned in COLUMN characters."""
-    if len(run.history) < epoch:
-        return "-".rjust(COLUMN)
-    record = run.history[epoch - 1]
-    if record["train_loss"] is None:
-        return "diverged".rjust(COLUMN)
-    return f"{short(record['train_loss'])} {percent(record['test_error']):>7}".rjust(COLUMN)
+    text = "-"
+    if len(run.history) >= epoch:
+        loss, error = (run.history[epoch - 1][name] for name in ("train_loss", "test_error"))
+        text = "diverged" if loss is None else f"{short(loss)} {percent(error):>7}"
+    return text.rjust(COLUMN)
 
 
 def short(loss: float) -> str:
@@ -145,7 +116,7 @@ def percent(share: float) -> str:
 
 
 # The table's figures: heading, and how each is written.
-SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+SHOWN = {
     "final_train_loss": ("train\nloss", short),
     "final_test_error": ("test\nerror", percent),
     "best_test_error": ("best\nerror", percent),
@@ -162,13 +133,12 @@ def summary_table(report: dict[str, Any], plus_minus: str) -> Table:
     columns = ["init\nscale"] * scales + ["optimizer", "lr", *(head for head, _ in shown.values())]
     rows = []
     for row in report["summary"]:
-        name = row["optimizer"]
+        cells = [f"{row['init_scale']:g}"] * scales + [row["optimizer"], f"{row['lr']:g}"]
         if row["diverged"]:
-            name += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
-        figures = []
-        for figure, (_, show) in shown.items():
-            known = [show(part) for part in row[figure].values() if part is not None]
-            figures.append(f"\n{plus_minus} ".join(known) or "-")
-        rows.append([f"{row['init_scale']:g}"] * scales + [name, f"{row['lr']:g}", *figures])
+            cells[-2] += "\ndiverged" if seeds == 1 else f"\n{row['diverged']} diverged"
+        for figure, (_, write) in shown.items():
+            known = [write(part) for part in row[figure].values() if part is not None]
+            cells.append(f"\n{plus_minus} ".join(known) or "-")
+        rows.append(cells)
     title = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else None
     return table(columns, rows, title=title, left=(int(scales),))
