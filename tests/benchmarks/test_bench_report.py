@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lhkernels.benchmarks import report
+from bench import report
+from lhkernels.cli.errors import CommandError
 
 ENVIRONMENT = {"device": "abacus", "threads": 3, "torch": "9.9", "date": "2030-01-02T03:04:05"}
 
@@ -17,7 +18,8 @@ def step_row(contender, model, ms, ratio, elements=9_400_000):
 
 def hvp_row(contender, ms, ms_product, speedup, **fields):
     row = {
-        "title": "block", "contender": contender, "form": None, "ms": ms, "dim": 10, "rounds": 3,
+        "case": "a", "title": "block", "contender": contender, "form": None, "ms": ms,
+        "dim": 10, "rounds": 3,
         "ms_product": ms_product, "ms_once": 1.0, "speedup": speedup,
         "speedup_product": 2 * speedup, "peak_bytes": 3 << 20, "error": 2e-7,
     }  # fmt: skip
@@ -47,12 +49,10 @@ def results(tmp_path):
         hvp_row("large", None, None, 0.0, peak_bytes=None, error=None),
     ]
     keep("one", "hvp.json", rows)
-    benchmark = {
-        "group": "norms vgg13", "stats": {"median": 0.001234},
-        "extra_info": {"case": "vgg13", "contender": "lhkernels", "error": 1e-9},
-    }  # fmt: skip
-    machine = {"lhkernels": ENVIRONMENT}
-    keep("one", "suite.json", [], machine_info=machine, benchmarks=[benchmark])
+    norms = {"case": "vgg13", "contender": "lhkernels", "ms": 1.234, "error": 1e-9}
+    keep("one", "norms.json", [norms])
+    spectrum = {"case": "block", "contender": "eigsh", "ms": 2.0, "W1": None, "largest": 1e-7}
+    keep("one", "spectrum.json", [spectrum])
     return tmp_path / "results"
 
 
@@ -80,21 +80,19 @@ def test_hvp_tables(results):
         "2e-07 (3e-06)",
     ]
     lines = report.render("hvp-all", results, "one", results / "one").splitlines()
-    assert lines[0] == "**block** (dim 10, 3 rounds)"
+    assert lines[0] == "**a: block, dim 10, 3 rounds**"
     assert cells(lines[4])[0] == "**lhkernels (gram)**"
     assert cells(lines[7])[:2] == ["large", "out of memory"]
     assert "([raw](hvp.json))" in lines[-1]
 
 
-def test_suite_table(results):
+def test_tables_of_what_is_timed_alone(results):
     lines = report.render("norms", results, None, results).splitlines()
-    assert cells(lines[0]) == ["norms", "", "median, ms", "error"]
-    assert cells(lines[2]) == ["vgg13", "**lhkernels**", "**1.23**", "**1.0e-09**"]
-    assert not any(line.startswith("| vgg13") for line in suite_lines("spectrum", results))
-
-
-def suite_lines(table, results):
-    return report.render(table, results, None, results).splitlines()
+    assert cells(lines[0]) == ["", "", "ms", "error"]
+    assert cells(lines[2]) == ["**vgg13**", "**lhkernels**", "**1.23**", "**1.0e-09**"]
+    lines = report.render("spectrum", results, None, results).splitlines()
+    assert cells(lines[0]) == ["", "", "ms", "W1", "largest"]
+    assert cells(lines[2]) == ["block", "eigsh", "2", "", "1.0e-07"]
 
 
 def test_filling_changes_what_is_marked_alone(results):
@@ -102,7 +100,7 @@ def test_filling_changes_what_is_marked_alone(results):
     text += "<!-- bench:norms -->\n<!-- /bench:norms -->\n"
     new = report.filled(text, results, results.parent)
     assert new.startswith("a\n<!-- bench:step one -->\n| `opt.step()`")
-    assert "\n<!-- /bench:step -->\nb\n<!-- bench:norms -->\n| norms" in new
+    assert "\n<!-- /bench:step -->\nb\n<!-- bench:norms -->\n|  " in new
     assert "old" not in new
     assert report.filled(new, results, results.parent) == new
     assert report.filled("nothing\n", results, results) == "nothing\n"
@@ -119,7 +117,7 @@ def test_filling_changes_what_is_marked_alone(results):
     ],
 )
 def test_what_cannot_be_filled_is_told(results, text, word):
-    with pytest.raises(report.ReportError, match=word):
+    with pytest.raises(CommandError, match=word):
         report.filled(text, results, results)
 
 
@@ -127,7 +125,7 @@ def test_several_machines_must_be_named(results):
     other = results / "two" / "step.json"
     other.parent.mkdir()
     other.write_text((results / "one" / "step.json").read_text())
-    with pytest.raises(report.ReportError, match="one of one, two"):
+    with pytest.raises(CommandError, match="one of one, two"):
         report.render("step", results, None, results)
     assert "two/step.json" in report.render("step", results, "two", results)
 
@@ -144,5 +142,5 @@ def test_damaged_files_are_told(results):
     path = results / "one" / "step.json"
     for text in ("{", '{"environment": {}, "results": [{}]}'):
         path.write_text(text)
-        with pytest.raises(report.ReportError, match="run it again"):
+        with pytest.raises(CommandError, match="run it again"):
             report.render("step", results, None, results)
