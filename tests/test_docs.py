@@ -125,7 +125,7 @@ def on_ranks(count: int, script: str, *args: str) -> str:
     done = subprocess.run(
         [sys.executable, *command, str(ROOT / "examples" / script), *args],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
+        timeout=1800, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
