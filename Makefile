@@ -48,10 +48,10 @@ bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of c
 	$(BIN)/python -m lhkernels bench step --seconds 5 --save
 	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
 	$(BIN)/python -m lhkernels bench scaling --save
-	machine=$$($(BIN)/python -c "from lhkernels.benchmarks.environment import machine; print(machine())") \
-	  && out=bench/results/$$machine \
-	  && $(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds --benchmark-json=$$out/suite.json \
-	  && $(BIN)/python -m lhkernels bench report --machine $$machine --plots $$out
+	$(BIN)/python -m lhkernels bench norms --save
+	$(BIN)/python -m lhkernels bench spectrum --save
+	machine=$$($(BIN)/python -c "from lhkernels.environment import machine; print(machine())") \
+	  && $(BIN)/python -m lhkernels bench report --machine $$machine --plots bench/results/$$machine
 	$(BIN)/python -m lhkernels bench report
 
 $(VENV)/.docs: $(STAMP)

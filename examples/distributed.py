@@ -43,8 +43,8 @@ dist.all_gather(everyones, mine)
 if rank == 0:
     same = all(torch.equal(mine, weights) for weights in everyones)
     print(f"loss {first:.3f} -> {last:.3f}; {world} rank(s) {'alike' if same else 'DIFFER'}")
-dist.barrier()  # a rank that leaves early may leave another waiting
-dist.destroy_process_group()
-# DDP keeps the group's threads, and one that still has a tensor when Python exits aborts it.
+# What holds on to the group goes first: it would destroy the group with Python's lock in its hand,
+# for which the group's own thread may be waiting.
 del model
 gc.collect()
+dist.destroy_process_group()

@@ -95,8 +95,8 @@ if args.save:
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=args.save)
 if rank == 0:
     print(f"{world} rank(s): loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-dist.barrier()  # a rank that leaves early may leave another waiting
-dist.destroy_process_group()
-# FSDP keeps the group's threads, and one that still has a tensor when Python exits aborts it.
+# What holds on to the group goes first: it would destroy the group with Python's lock in its hand,
+# for which the group's own thread may be waiting.
 del model, opt
 gc.collect()
+dist.destroy_process_group()

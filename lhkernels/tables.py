@@ -73,11 +73,24 @@ def to_text(*renderables: Any, width: int | None = WIDTH) -> str:
 
 
 def to_markdown(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[int] = (0,)
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str | None = None,
+    left: Sequence[int] = (0,),
+    bold: Sequence[int] = (),
 ) -> str:
     """A Markdown table, a line a row however long. A ``|`` in a cell is escaped."""
-    cells = [[("" if c is None else str(c)).replace("|", "\\|") for c in row] for row in rows]
-    return to_text(table(columns, cells, left=left, markdown=True), width=None)
+
+    def cell(value: object) -> str:
+        return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+    cells = [[cell(value) for value in row] for row in rows]
+    for number in bold:
+        cells[number] = [f"**{text}**" if text else "" for text in cells[number]]
+    heads = [cell(head) for head in columns]
+    text = to_text(table(heads, cells, left=left, markdown=True), width=None).strip()
+    return text if title is None else f"**{title}**\n\n{text}"
 
 
 def show(*renderables: Any) -> None:

@@ -29,7 +29,7 @@ defaults by data set:
 {defaults}
   With --scale-reference initial, sa-sgd's default learning rate is sgd's. The rates of cifar10 and
   cifar100 are the paper's; those of digits and fashion-mnist had the lowest loss on held-out
-  training images, mean of five seeds (bench/scales.py); those of lars are not tuned.
+  training images, mean of five seeds (bench/study.py); those of lars are not tuned.
 
 written to --out:
   metrics.jsonl  a line per initial scale, seed, epoch and optimizer: train_loss (mean over the

@@ -41,7 +41,7 @@ def _rates(*rates: float) -> dict[str, float]:
 
 # Learning rates. CIFAR: the paper's (its section 4). digits and Fashion-MNIST: of one grid for SGD
 # and SA-SGD those with the lowest mean loss on held-out training images, seeds 100 to 104, by
-# bench/scales.py; digits at these defaults, Fashion-MNIST at 5 epochs of 6000 images of 14x14.
+# bench/study.py; digits at these defaults, Fashion-MNIST at 5 epochs of 6000 images of 14x14.
 # LARS is not in the paper, and its rates are not tuned by this rule.
 DEFAULTS: Mapping[str, DataDefaults] = {
     "digits": DataDefaults("vgg-small", 20, 64, 0.0, 10.0, _rates(0.03, 0.03, 3.0)),

@@ -1,8 +1,9 @@
 """Normalisation, padding, order and augmentation of the batches."""
 
+import pytest
 import torch
 
-from lhkernels.training import TrainConfig
+from lhkernels.training import TrainConfig, data
 from lhkernels.training.data import (
     ImageData,
     augment,
@@ -14,6 +15,7 @@ from lhkernels.training.data import (
     steps_per_epoch,
     zero_pad,
 )
+from lhkernels.training.sources import RawData
 
 
 def make_data(count, channels=1, side=4):
@@ -55,6 +57,18 @@ def test_zero_pad_centres_the_image():
 def test_load_pads_for_the_deep_models_only():
     assert load(TrainConfig(model="vgg13")).train_images.shape == (1347, 1, 32, 32)
     assert load(TrainConfig(model="vgg-small")).train_images.shape == (1347, 1, 8, 8)
+
+
+@pytest.mark.parametrize("limit", [64, 300])
+def test_held_out_and_test_images_are_never_trained_on(monkeypatch, limit):
+    images, labels = torch.zeros(240, 1, 8, 8, dtype=torch.uint8), torch.arange(240) % 10
+    images[:, 0, 0, 0] = torch.arange(240)
+    raw = RawData(images[:200], labels[:200], images[200:], labels[200:], 10)
+    monkeypatch.setattr(data, "load_raw", lambda *_: raw)
+    loaded, train = load(TrainConfig(limit=limit, validation=50)), range(min(limit, 150))
+    parts = {"train": train, "validation": range(150, 200), "test": range(200, 240)}
+    for part, numbers in parts.items():
+        assert loaded.part(part)[0][:, 0, 0, 0].tolist() == list(numbers)
 
 
 def test_batches_hold_each_image_at_most_once_and_drop_the_rest():

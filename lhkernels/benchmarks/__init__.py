@@ -1,1 +1,0 @@
-"""Benchmarks that run from the command line and under pytest-benchmark in bench/."""
