@@ -71,17 +71,15 @@ def add_parser(subparsers: Any) -> None:
         text = f"{', '.join(allowed)}{note} (default: {default})"
         add(name, choices=allowed, default=default, metavar="NAME", help=text)
 
-    count = options.positive_int
+    positive, count = options.positive, options.positive_int
     add = parser.add_argument_group("network and data").add_argument
     choice("--model", networks.MODELS, "vgg-small")
-    add("--width", type=options.positive, default=1.0, metavar="X", help="times its channels")
+    add("--width", type=positive, default=1.0, metavar="X", help="times its channels")
     choice("--init", networks.INITS, "default", ": entries N(0, 1/fan_out)")
-    scale = "multiplies every weight matrix"
-    add("--init-scale", type=options.positive, default=1.0, metavar="C", help=scale)
+    add("--init-scale", type=positive, default=1.0, metavar="C", help="times every weight matrix")
     choice("--data", DATA, "synthetic")
     add("--data-dir", metavar="DIR", help="folder of the data set's files")
-    side = "side of synthetic images (default: 16, or larger)"
-    add("--image", type=SIDE, metavar="N", help=side)
+    add("--image", type=SIDE, metavar="N", help="side of synthetic images (default: 16, or larger)")
     add("--batch", type=count, default=32, metavar="N", help="images (default: 32)")
     add("--seed", type=options.seed, default=0, metavar="N", help="(default: 0)")
     choice("--dtype", ("float32", "float64"), "float32")
@@ -106,15 +104,16 @@ def run(args: argparse.Namespace) -> int:
     model, images, labels = prepare(args)
     blocks = chosen_blocks(args, model)
     if args.list:
-        seen = [networks.record(model, block, images, labels) for block in blocks]
-        output.show_list(blocks, seen, as_json=args.json)
+        all_seen = [networks.record(model, block, images, labels) for block in blocks]
+        output.show_list(blocks, all_seen, as_json=args.json)
         return 0
     if not args.json:
         output.show_heading(args, images)
     found = []
     for block in blocks:
         try:
-            found.append((block, *measure(args, model, block, images, labels)))
+            seen = networks.record(model, block, images, labels)
+            found.append((block, *measure(args, block, seen)))
         except (TypeError, ValueError, MemoryError) as error:
             raise CommandError(f"block {block.name} ({block.what}): {error}") from error
     if args.json:
@@ -180,24 +179,12 @@ def chosen_blocks(args: argparse.Namespace, model: nn.Module) -> list[networks.B
 
 
 def measure(
-    args: argparse.Namespace,
-    model: nn.Module,
-    block: networks.Block,
-    images: Tensor,
-    labels: Tensor,
+    args: argparse.Namespace, block: networks.Block, seen: networks.Recorded
 ) -> tuple[LocalHessian, Spectrum]:
     """The block's operator and its spectrum."""
-    seen = networks.record(model, block, images, labels)
+    grad = seen.output_grad if args.kind == "full" else None
     H = LocalHessian(
-        block.module,
-        seen.inputs,
-        args.wrt,
-        args.kind,
-        seen.output_grad if args.kind == "full" else None,
-        approximate=args.approximate,
+        block.module, seen.inputs, args.wrt, args.kind, grad, approximate=args.approximate
     )
-    progress = sys.stderr.isatty()
-    found = spectrum(
-        H, args.method, probes=args.probes, steps=args.steps, seed=args.seed, progress=progress
-    )
-    return H, found
+    how = {name: getattr(args, name) for name in ("method", "probes", "steps", "seed")}
+    return H, spectrum(H, **how, progress=sys.stderr.isatty())
