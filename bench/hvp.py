@@ -103,7 +103,6 @@ def medians(times: dict[str, list[tuple[float, float]]], name: str) -> dict[str,
 
 
 def cells(rows: Rows) -> Table:
-    """A case's table, a line for every contender."""
     lines = []
     for r in rows:
         name = r["contender"] + (f" ({r['form']})" if r["form"] else "")

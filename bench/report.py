@@ -90,7 +90,6 @@ def pages(files: list[str] | None, results: Path) -> Iterator[tuple[Path, str, s
 
 
 def filled(text: str, results: Path, base: Path) -> str:
-    """``text`` with every marked table made anew."""
     opened, matched = len(OPENING.findall(text)), len(MARKED.findall(text))
     if opened != matched:
         raise CommandError(

@@ -48,7 +48,6 @@ def draw_initialisation() -> tuple[Figure, Numbers]:
         histogram(axes, gaussian[-1], law, f"c = n_out / n_in = {ratio:g}")
         spike = axes.get_ylim()[1]
         axes.plot([1, 1], [0, spike], color="black", linewidth=3.5, label="orthonormal W")
-        axes.set_xlabel("eigenvalue of H_z")
         numbers[f"c={ratio:g}"] = {
             "distance_to_law": ex.spread([ex.kolmogorov_distance(S, law) for S in gaussian]),
             "condition_gaussian": ex.spread([S.condition_number for S in gaussian]),
@@ -86,7 +85,6 @@ def draw_weight_scale() -> tuple[Figure, Numbers]:
     found = ex.input_spectrum(block, torch.randn(4000, wide), approximate=True)
     law = lh.MarchenkoPastur(ratio, normalized=True)
     histogram(right, found, law, "with BN, (17), weights x 37")
-    right.set_xlabel("eigenvalue of H_z")
     right.legend()
     distance = ex.kolmogorov_distance(found, law)
     sizes = {"n_in": n_in, "n_out": n_out, "samples": samples, "seeds": seeds, "scales": scales}
@@ -221,7 +219,7 @@ def histogram(axes: Any, S: lh.Spectrum, law: lh.MarchenkoPastur, title: str) ->
     )  # fmt: skip
     x = torch.linspace(law.support.low, law.support.high, 400)[1:-1]
     axes.plot(x, law.pdf(x), color="#c1440e", linewidth=3, linestyle="--", label="the law")
-    axes.set_title(title)
+    axes.set(title=title, xlabel="eigenvalue of H_z")
 
 
 def draw_spreads(axes: Any, x: list[float], lines: Numbers, styles: Any = tuple(STYLE)) -> None:
@@ -240,16 +238,15 @@ def four_digits(number: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1], metavar="DIR")
-    parser.add_argument("--only", choices=PICTURES, help="one picture; the numbers of others stay")
-    args = parser.parse_args()
+    out = parser.parse_args().out
     torch.set_default_dtype(torch.float64)
-    images, file = args.out / "images", args.out / "figures" / "local-hessian.json"
+    images, file = out / "images", out / "figures" / "local-hessian.json"
     images.mkdir(parents=True, exist_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    numbers = json.loads(file.read_text()) if args.only and file.exists() else {}
-    for name in [args.only] if args.only else PICTURES:
+    numbers = {}
+    for name, draw in PICTURES.items():
         started = time.perf_counter()
-        figure, found = PICTURES[name]()
+        figure, found = draw()
         figure.savefig(images / f"local-hessian-{name}.png")
         numbers[name] = json.loads(json.dumps(found), parse_float=four_digits)
         print(f"{name}: {time.perf_counter() - started:.1f} s")
