@@ -27,9 +27,8 @@ Table = dict[str, Any]  # what lhkernels.tables takes
 def add_kinds(kinds: Any) -> None:
     """Register every kind as a command of its own; ``lhkernels/cli/bench.py`` calls this.
 
-    A kind is a module: its docstring describes it, it can ``add_options``, ``measure`` rows, a
-    table's at a time, and lay out their ``cells``; perhaps make a ``summary`` of all, and
-    ``finish``.
+    A kind is a module: its docstring describes it, it can ``measure`` rows, a table's at a time,
+    and lay out their ``cells``; perhaps ``add_options``, make a ``summary`` of all, and ``finish``.
     """
     from bench import hvp, norms, report, scaling, spectrum, step
 
@@ -38,7 +37,8 @@ def add_kinds(kinds: Any) -> None:
         about = {"help": brief.replace("\n", " "), "description": module.__doc__}
         parser = kinds.add_parser(kind, **about, formatter_class=RawDescriptionHelpFormatter)
         parser.set_defaults(run=partial(execute, module), device=CPU)
-        module.add_options(parser)
+        if hasattr(module, "add_options"):
+            module.add_options(parser)
         if module is not report:
             parser.add_argument("--json", action="store_true", help="print JSON on stdout")
             where = f"write DIR/<machine>/{kind}.json as well (DIR: {RESULTS})"
@@ -46,7 +46,6 @@ def add_kinds(kinds: Any) -> None:
 
 
 def add_timing(parser: Any, seconds: float, what: str) -> None:
-    """``--device`` and ``--seconds``."""
     where = "auto, cpu, cuda (default: auto)"
     parser.add_argument("--device", type=options.device, default="auto", help=where)
     long = f"{what}'s time (default: {seconds:g})"

@@ -10,7 +10,6 @@ float64 product.
 import gc
 import statistics
 import sys
-import time
 from argparse import Namespace
 from functools import partial
 from itertools import groupby
@@ -22,13 +21,12 @@ import torch
 from bench.blocks import CASES, CONTENDERS, PEERS, Case, Contender, Problem
 from bench.common import OURS, Measured, Rows, Table, add_timing, shown
 from bench.memory import peaks
-from bench.timing import in_turns, quartiles, wait
+from bench.timing import in_turns, quartiles, timed
 from lhkernels import tables
 from lhkernels.cli import options
 
 
 def add_options(parser: Any) -> None:
-    """What to time, where and for how long."""
     add, known = parser.add_argument, options.names(lambda: CASES)
     add("--cases", type=known, metavar="A,B", help=f"of {', '.join(CASES)} (default: all)")
     known = options.names(lambda: CONTENDERS, ";")
@@ -38,7 +36,6 @@ def add_options(parser: Any) -> None:
 
 
 def measure(args: Namespace) -> Measured:
-    """A case's rows at a time."""
     chosen = args.contenders or [OURS, *PEERS]
     cases = {key: CASES[key] for key in args.cases or CASES}
     known = {}
@@ -83,15 +80,13 @@ def compare(args: Namespace, case: Case, chosen: list[str]) -> Rows:
 
 def fresh_and_again(make: Contender, p: Problem) -> tuple[float, float]:
     """Seconds of a fresh operator with one product, and of one more product."""
-    wait(p.columns.device)
-    start = time.perf_counter()
-    product = make(p)
-    product(p.columns)
-    wait(p.columns.device)
-    middle = time.perf_counter()
-    product(p.columns)
-    wait(p.columns.device)
-    return middle - start, time.perf_counter() - middle
+    made = []
+
+    def fresh() -> None:
+        made.append(make(p))
+        made[0](p.columns)
+
+    return timed(fresh, p.columns.device), timed(lambda: made[0](p.columns), p.columns.device)
 
 
 def medians(times: dict[str, list[tuple[float, float]]], name: str) -> dict[str, float | None]:
@@ -108,7 +103,6 @@ def medians(times: dict[str, list[tuple[float, float]]], name: str) -> dict[str,
 
 
 def cells(rows: Rows) -> Table:
-    """A case's table, a line for every contender."""
     lines = []
     for r in rows:
         name = r["contender"] + (f" ({r['form']})" if r["form"] else "")

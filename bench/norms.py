@@ -28,12 +28,7 @@ CONTENDERS = {
 }
 
 
-def add_options(parser: Any) -> None:
-    """None of its own."""
-
-
 def measure(args: Namespace) -> Measured:
-    """A network's rows at a time."""
     for model in CPU_MODELS:
         weights = random_tensors(MODELS[model](), 0.02, CPU, torch.float32)
         true = torch.stack([w.double().square().sum() for w in weights])

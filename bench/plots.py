@@ -93,7 +93,7 @@ def new_axes() -> Any:
 
 
 def save(axes: Any, report: dict[str, Any], ticks: Iterable[int], path: Path) -> None:
-    """As PNG, in one go, with plain numbers and the machine in the title."""
+    """As PNG, with plain numbers and the machine in the title."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     machine = "{device}, {threads} threads".format(**report["environment"])
@@ -106,6 +106,4 @@ def save(axes: Any, report: dict[str, Any], ticks: Iterable[int], path: Path) ->
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    axes.figure.savefig(draft, format="png")
-    draft.replace(path)
+    axes.figure.savefig(path)

@@ -39,7 +39,6 @@ TABLES: dict[str, tuple[str, Any, str]] = {  # the kind of their results, layout
 
 
 def add_options(parser: Any) -> None:
-    """All of it: nothing is measured here."""
     add = parser.add_argument
     add("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
     add("--machine", help="a folder of DIR (default: all)")
@@ -58,14 +57,12 @@ def run(args: Namespace) -> int:
     if args.machine is not None and not (args.results / args.machine).is_dir():
         there = ", ".join(sorted(p.name for p in args.results.iterdir() if p.is_dir()))
         raise CommandError(f"--machine {args.machine} has no results; there are {there}")
-    stale = False
     if args.plots is not None:
         with writing("--plots", args.plots):
             draw(args.results, args.machine, args.plots)
-    for path, text, new in pages(args.check, args.results):
-        if new != text:
-            stale = True
-            print(f"{path} is stale; `bench report --write` updates it", file=sys.stderr)
+    stale = [path for path, text, new in pages(args.check, args.results) if new != text]
+    for path in stale:
+        print(f"{path} is stale; `bench report --write` updates it", file=sys.stderr)
     for path, text, new in pages(args.write, args.results):
         if new != text:
             with writing("--write", path):
@@ -74,19 +71,15 @@ def run(args: Namespace) -> int:
         print(f"{path}: {len(OPENING.findall(text))} table(s), {changed}")
     if args.check is None and args.write is None and (args.plots is None or args.json):
         show(args.results, args.machine, args.json)
-    return int(stale)
+    return int(bool(stale))
 
 
 def pages(files: list[str] | None, results: Path) -> Iterator[tuple[Path, str, str]]:
     """A file, its text, and its text with every marked table made anew, for all that have one."""
-    every = [Path("README.md"), *sorted(Path("docs").glob("*.md"))] if files == [] else files or ()
-    for path in map(Path, every):
+    every = sorted(Path().glob("README.md")) + sorted(Path("docs").glob("*.md"))
+    for path in every if files == [] else map(Path, files or ()):
         try:
             text = path.read_text()
-        except FileNotFoundError as error:
-            if files:
-                raise CommandError(f"there is no file {path}") from error
-            continue
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"{path} can't be read: {error}") from error
         if OPENING.search(text):
@@ -97,7 +90,6 @@ def pages(files: list[str] | None, results: Path) -> Iterator[tuple[Path, str, s
 
 
 def filled(text: str, results: Path, base: Path) -> str:
-    """``text`` with every marked table made anew."""
     opened, matched = len(OPENING.findall(text)), len(MARKED.findall(text))
     if opened != matched:
         raise CommandError(

@@ -42,7 +42,6 @@ HVP_NAMES = [OURS, "double backward", "jvp + vjp loop", "vmap(jvp + vjp)"]
 
 
 def add_options(parser: Any) -> None:
-    """What to time, where, how often and for how long."""
     add, known = parser.add_argument, options.names(lambda: PARTS)
     add("--parts", type=known, metavar="A,B", help=f"of {', '.join(PARTS)} (default: all)")
     many = options.number(float, lambda n: 1000 <= n < math.inf, "finite and >= 1000")
@@ -74,7 +73,6 @@ def measure(args: Namespace) -> Measured:
 
 
 def points(args: Namespace, part: str) -> Iterator[tuple[int, Rows]]:
-    """Each x of a part, and the comparison there."""
     for x in SIZES[part]:
         if part.startswith("hvp"):
             case = replace(BLOCK, **{part.removeprefix("hvp-"): x})
@@ -102,15 +100,13 @@ def median(values: Iterable[float | None]) -> float | None:
 
 
 def summary(args: Namespace, rows: Rows) -> dict[str, Any]:
-    """How often it was measured, and slopes."""
     return {"passes": args.passes, "slopes": slopes(rows)}
 
 
 def finish(args: Namespace, report: dict[str, Any]) -> None:
-    """Draw, if asked to."""
-    from bench.plots import draw_scaling
-
     if args.plots is not None:
+        from bench.plots import draw_scaling
+
         with writing("--plots", args.plots):
             draw_scaling(report, args.plots)
 
@@ -138,7 +134,6 @@ def fit(curve: dict[int, float], part: str) -> tuple[float, dict[int, float]] | 
 
 
 def slopes(rows: Rows) -> dict[str, dict[str, float]]:
-    """Fitted slope by part and contender."""
     laws = {part: {n: fit(c, part) for n, c in curves(rows, part).items()} for part in PARTS}
     known = {part: {n: law[0] for n, law in of.items() if law} for part, of in laws.items()}
     return {part: of for part, of in known.items() if of}

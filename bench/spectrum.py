@@ -13,7 +13,7 @@ import torch
 
 from bench.blocks import PEERS, Case, Problem
 from bench.common import Measured
-from bench.norms import add_options, alone, cells  # noqa: F401 (a kind has them)
+from bench.norms import alone, cells  # noqa: F401 (a kind has cells)
 from lhkernels.hessian import LocalHessian, spectrum
 
 CASES = {
@@ -23,7 +23,6 @@ CASES = {
 
 
 def measure(args: Namespace) -> Measured:
-    """A block's rows at a time."""
     from scipy.stats import wasserstein_distance
 
     for key, case in CASES.items():
@@ -60,11 +59,9 @@ def contenders(key: str) -> dict[str, Any]:
 
     def by_double_backward(p: Problem) -> LinearOperator:
         dim, product = p.point.numel(), PEERS["double backward"](p)
-
-        def multiply(v: Any) -> Any:
-            return product(torch.from_numpy(v.reshape(dim, 1)))[:, 0].numpy()
-
-        return LinearOperator((dim, dim), matvec=multiply, dtype="float32")
+        return LinearOperator(
+            (dim, dim), lambda v: product(torch.from_numpy(v.reshape(dim, 1))).numpy(), dtype="f4"
+        )
 
     found = {
         "lhkernels, exact": partial(ours, method="exact"),

@@ -47,32 +47,30 @@ CALLS = {
 
 def contenders() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]:
     """Factories by name: torch's fused SGD and ours first, then peers that are installed."""
-
-    def of(make: Callable, **options: Any) -> Callable:
-        return lambda ps: make(ps, **options, **HYPERPARAMETERS)
-
-    found = {
-        BASELINE: of(torch.optim.SGD, fused=True),
-        OURS: of(lh.ScaleAmendedSGD, fused=True),
-        "lhkernels, amend=False": of(lh.ScaleAmendedSGD, fused=True, amend=False),
-        "torch foreach": of(torch.optim.SGD, foreach=True),
-        "torch loop": of(torch.optim.SGD, foreach=False),
-        "lhkernels reference": of(lh.ScaleAmendedSGD, foreach=False),
+    sgd = partial(torch.optim.SGD, **HYPERPARAMETERS)
+    ours = partial(lh.ScaleAmendedSGD, **HYPERPARAMETERS)
+    found: dict[str, Callable] = {
+        BASELINE: partial(sgd, fused=True),
+        OURS: partial(ours, fused=True),
+        "lhkernels, amend=False": partial(ours, fused=True, amend=False),
+        "torch foreach": partial(sgd, foreach=True),
+        "torch loop": partial(sgd, foreach=False),
+        "lhkernels reference": partial(ours, foreach=False),
     }
     with contextlib.suppress(ImportError):
         import optimi
 
-        on_gpu, on_cpu = of(optimi.SGD, triton=True), of(optimi.SGD, foreach=True)
-        found["optimi SGD"] = lambda ps: (on_gpu if ps[0].is_cuda else on_cpu)(ps)
+        found["optimi SGD"] = lambda ps: optimi.SGD(
+            ps, **{"triton" if ps[0].is_cuda else "foreach": True}, **HYPERPARAMETERS
+        )
     with contextlib.suppress(ImportError):
         import pytorch_optimizer
 
-        found["LARS (pytorch_optimizer)"] = of(pytorch_optimizer.LARS)
+        found["LARS (pytorch_optimizer)"] = partial(pytorch_optimizer.LARS, **HYPERPARAMETERS)
     return found
 
 
 def add_options(parser: Any) -> None:
-    """What to time, where and for how long."""
     add, known = parser.add_argument, options.names(lambda: MODELS)
     which = f"of {', '.join(MODELS)} (default: those that fit)"
     add("--models", type=known, metavar="A,B", help=which)
@@ -82,23 +80,18 @@ def add_options(parser: Any) -> None:
 
 
 def measure(args: Namespace) -> Measured:
-    """A model's rows at a time."""
     backend, reason = fused_backend(args.device.type, torch.float32)
     if backend is None:
         raise CommandError(f"there is no fused step to time on {args.device.type}: {reason}")
     for model in args.models or CPU_MODELS + LARGE_MODELS * (args.device.type == "cuda"):
         dtype = torch.bfloat16 if model in LARGE_MODELS else torch.float32
         rate = measure_copy(args.device)
-        rows = compare(args, MODELS[model](), args.contenders, dtype, rate)
-        yield [{"model": model, **row} for row in rows]
+        rows = compare(args, MODELS[model](), args.contenders, dtype)
+        yield [{"model": model, **row, "of_copy": row["gb_per_s"] / rate} for row in rows]
 
 
 def compare(
-    args: Namespace,
-    shapes: list[Shape],
-    chosen: list[str] | None,
-    dtype: torch.dtype = torch.float32,
-    copy_rate: float = math.nan,
+    args: Namespace, shapes: list[Shape], chosen: list[str] | None, dtype: Any = torch.float32
 ) -> Rows:
     """Time the chosen contenders (None: all that fit) on these shapes for ``args.seconds``."""
     gc.collect()  # the parameters of the last comparison
@@ -121,7 +114,7 @@ def compare(
             {"contender": name, "dtype": str(dtype).removeprefix("torch."), "tensors": len(shapes)}
             | {"elements": elements, "rounds": len(times[name]), "ms": 1e3 * middle}
             | quartiles("ratio", [t / b for t, b in zip(times[name], times.get(BASELINE, []))])
-            | {"gb_per_s": rate, "of_copy": rate / copy_rate}
+            | {"gb_per_s": rate}
             | {"launches": count_launches(opt.step) if device.type == "cuda" else None}
             | {"bytes_per_element": bytes_per_element(opt)}
         )
@@ -129,7 +122,6 @@ def compare(
 
 
 def random_tensors(shapes: list[Shape], std: float, device: Any, dtype: Any) -> list[Tensor]:
-    """Normal tensors of these shapes."""
     return [torch.empty(s, device=device, dtype=dtype).normal_(std=std) for s in shapes]
 
 
@@ -162,7 +154,6 @@ def bytes_per_element(opt: torch.optim.Optimizer) -> float:
 
 
 def cells(rows: Rows) -> Table:
-    """A model's table."""
     specs = {"ms": ".2f", "ratio": ".2f", "ratio_low": ".2f", "ratio_high": ".2f"}
     specs |= {"gb_per_s": ".1f", "of_copy": ".2f", "launches": "d"}
     lines = [[r["contender"], *(shown(r[k], spec=s) for k, s in specs.items())] for r in rows]
