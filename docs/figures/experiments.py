@@ -77,11 +77,8 @@ def skip_matrix(n: int, ratio: float | None, seed: int) -> Tensor:
     """
     if not ratio:
         return torch.eye(n) if ratio is None else torch.zeros(n, n)
-    generator = torch.Generator().manual_seed(2000 + seed)
-    left, right = (
-        torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
-        for _ in range(2)
-    )
+    torch.manual_seed(2000 + seed)
+    left, right = (torch.linalg.qr(torch.randn(n, n))[0] for _ in range(2))
     return left * ratio ** -torch.linspace(0, 1, n) @ right
 
 

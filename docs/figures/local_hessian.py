@@ -108,11 +108,8 @@ def draw_batch_norm_input() -> tuple[Figure, Numbers]:
                 label=None if position else form, color=style["color"], marker=style["marker"],
                 markersize=10, linewidth=2.5, capsize=7,
             )  # fmt: skip
-            numbers[f"{name}, {form}"] = {
-                "mean": mean,
-                "from_5_to_95_percent": ends,
-                "condition": ex.spread(conditions),
-            }
+            found = {"mean": mean, "from_5_to_95_percent": ends}
+            numbers[f"{name}, {form}"] = {**found, "condition": ex.spread(conditions)}
     axes.axhline(1, color="black", linewidth=1)
     ticks = ["BN of\nindependent", "BN of\ndigits", "BN of digits,\nthen ReLU"]
     axes.set_xticks(range(len(inputs)), ticks)
@@ -200,12 +197,10 @@ PICTURES = {
 
 def new_figure(columns: int) -> tuple[Figure, Any]:
     matplotlib.rcParams.update({"font.size": 15, "axes.titlesize": 15, "legend.fontsize": 13})
+    matplotlib.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
     width = 6.2 * columns if columns > 1 else 7.5
     figure = Figure(figsize=(width, 4.6), dpi=90, layout="constrained")
-    axes = figure.subplots(1, columns)
-    for one in figure.axes:
-        one.grid(alpha=0.3)
-    return figure, axes
+    return figure, figure.subplots(1, columns)
 
 
 def histogram(axes: Any, S: lh.Spectrum, law: lh.MarchenkoPastur, title: str) -> None:
