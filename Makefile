@@ -48,8 +48,7 @@ bench: $(VENV)/.peers ## steps, norms, Hessian products, spectra and growth of c
 	$(BIN)/python -m lhkernels bench step --seconds 5 --save
 	$(BIN)/python -m lhkernels bench hvp --seconds 5 --save
 	$(BIN)/python -m lhkernels bench scaling --save
-	$(BIN)/python -m lhkernels bench norms --save
-	$(BIN)/python -m lhkernels bench spectrum --save
+	$(BIN)/python -m lhkernels bench suite --save
 	machine=$$($(BIN)/python -c "from lhkernels.environment import machine; print(machine())") \
 	  && $(BIN)/python -m lhkernels bench report --machine $$machine --plots bench/results/$$machine
 	$(BIN)/python -m lhkernels bench report

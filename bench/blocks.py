@@ -13,22 +13,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jvp, linearize, vjp, vmap
+from torch import Tensor, func, nn
 
 from bench.common import CPU, OURS
 from lhkernels.hessian import LocalHessian
 
-SPATIAL = {"linear": 0, "conv1d": 1, "conv2d": 2}
 Product = Callable[[Tensor], Tensor]
+SPATIAL = {"linear": 0, "conv1d": 1, "conv2d": 2}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One block, its input's size, and how many vectors are multiplied at once.
+    """One block, its input, and how many vectors are multiplied at once.
 
-    ``size`` is the side of the image (or the length) of a convolution's input, 0 for a linear
-    layer; convolutions keep it (3 taps, padding 1).
+    Convolutions keep ``size``, their input's side (3 taps, padding 1); it is 0 for linear layers.
     """
 
     kind: str
@@ -63,55 +61,46 @@ CASES = {
 class Problem:
     """A block ``z = f(x)``, x the weight or the input, at ``point``, and the vectors.
 
-    ``module`` is the user's block, in train mode; ``bare`` a copy that keeps no running statistics
-    and no gradients, so that peers need not spend time on them. ``columns`` (dim, K) are standard
-    normal and column-major, which suits every contender best. All numbers are float32's and the
-    same on every device and in every dtype.
+    ``module`` is the user's block, in train mode; peers need not spend time on running statistics
+    and gradients, which ``bare`` does not keep. ``columns`` (dim, K) are column-major, which suits
+    all best. All numbers are float32's, the same on every device and in every dtype.
     """
 
-    def __init__(
-        self, case: Case, device: torch.device = CPU, dtype: torch.dtype = torch.float32
-    ) -> None:
-        nd = SPATIAL[case.kind]
+    def __init__(self, case: Case, device: torch.device = CPU, dtype: torch.dtype = torch.float32):
+        nd, self.wrt = SPATIAL[case.kind], case.wrt
         taps = {"kernel_size": 3, "padding": 1} if nd else {}
         layer = (nn.Linear, nn.Conv1d, nn.Conv2d)[nd](case.n_in, case.n_out, bias=False, **taps)
-        norm = nn.BatchNorm2d if nd == 2 else nn.BatchNorm1d
+        norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[nd](case.n_out)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             layer.weight.normal_(std=(case.n_in * 3**nd) ** -0.5, generator=generator)
         inputs = torch.randn(case.batch, case.n_in, *(nd * [case.size]), generator=generator)
-        block = nn.Sequential(layer, *([norm(case.n_out)] if case.batch_norm else []))
-        self.module, self.inputs = block.to(device, dtype), inputs.to(device, dtype)
-        self.bare = copy.deepcopy(self.module).requires_grad_(False)
-        for norm in self.bare[1:]:
-            norm.track_running_stats = False
-            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-        self.wrt = case.wrt
-        self.point = self.inputs if case.wrt == "input" else self.bare[0].weight.detach()
-        generator.manual_seed(1)
-        rows = torch.randn(case.columns, self.point.numel(), generator=generator)
+        self.module = nn.Sequential(*[layer, norm][: 1 + case.batch_norm]).to(device, dtype)
+        self.inputs = inputs.to(device, dtype)
+        self.bare = func.replace_all_batch_norm_modules_(copy.deepcopy(self.module))
+        self.bare.requires_grad_(False)
+        self.point = self.inputs if self.wrt == "input" else self.bare[0].weight.detach()
+        rows = torch.randn(case.columns, self.point.numel(), generator=generator.manual_seed(1))
         self.columns = rows.to(device, dtype).T
 
     def f(self, x: Tensor) -> Tensor:
         if self.wrt == "input":
             return self.bare(x)
-        return functional_call(self.bare, {"0.weight": x}, (self.inputs,))
+        return func.functional_call(self.bare, {"0.weight": x}, (self.inputs,))
 
-    def by_one(self, multiply: Callable[[Tensor], Tensor]) -> Product:
-        """A product from one that takes a vector in the point's shape."""
+    def product(self, multiply: Callable[[Tensor], Tensor], batched: bool = False) -> Product:
+        """A product by a function of a vector in the point's shape, or of all, (K, *shape)."""
 
         def product(columns: Tensor) -> Tensor:
+            vectors = columns.T.reshape(-1, *self.point.shape)
+            if batched:
+                return multiply(vectors).detach().flatten(1).T
             rows = columns.new_empty(columns.shape[1], columns.shape[0])
-            for row, v in zip(rows, columns.T.reshape(-1, *self.point.shape)):
+            for row, v in zip(rows, vectors):
                 row.copy_(multiply(v).detach().flatten())
             return rows.T
 
         return product
-
-    def at_once(self, multiply: Callable[[Tensor], Tensor]) -> Product:
-        """A product from one that takes all vectors, in shapes (K, *the point's)."""
-        shape = (-1, *self.point.shape)
-        return lambda columns: multiply(columns.T.reshape(shape)).detach().flatten(1).T
 
 
 def local_hessian(p: Problem, form: str = "auto") -> Product:
@@ -126,26 +115,26 @@ def double_backward(p: Problem, batched: bool = False) -> Product:
     u = torch.zeros_like(z, requires_grad=True)
     (pulled,) = torch.autograd.grad(z, x, u, create_graph=True)
     grad = partial(torch.autograd.grad, retain_graph=True, is_grads_batched=batched)
-    return (p.at_once if batched else p.by_one)(lambda v: grad(z, x, grad(pulled, u, v)[0])[0])
+    return p.product(lambda v: grad(z, x, grad(pulled, u, v)[0])[0], batched)
 
 
 def jvp_vjp(p: Problem, batched: bool = False) -> Product:
     """Forward mode, then the kept backward graph: vector by vector, or ``vmap`` over all."""
-    _, pull, *_ = vjp(p.f, p.point)
+    _, pull, *_ = func.vjp(p.f, p.point)
 
     def multiply(v: Tensor) -> Tensor:
-        return pull(jvp(p.f, (p.point,), (v,))[1])[0]
+        return pull(func.jvp(p.f, (p.point,), (v,))[1])[0]
 
-    return p.at_once(vmap(multiply)) if batched else p.by_one(multiply)
+    return p.product(func.vmap(multiply) if batched else multiply, batched)
 
 
 def linearize_vjp(p: Problem) -> Product:
     """As :func:`jvp_vjp`; the forward pass is traced once and not repeated for each vector."""
-    _, pull, *_ = vjp(p.f, p.point)
+    _, pull, *_ = func.vjp(p.f, p.point)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
-        _, push = linearize(p.f, p.point)
-    return p.by_one(lambda v: pull(push(v))[0])
+        _, push = func.linearize(p.f, p.point)
+    return p.product(lambda v: pull(push(v))[0])
 
 
 def curvlinops(p: Problem) -> Product:
@@ -174,9 +163,7 @@ PEERS: dict[str, Contender] = {
     "jvp + vjp loop": jvp_vjp,
     "linearize + vjp loop": linearize_vjp,
     "vmap(jvp + vjp)": partial(jvp_vjp, batched=True),
-    "curvlinops": curvlinops,
+    **({"curvlinops": curvlinops} if importlib.util.find_spec("curvlinops") else {}),
 }
-if importlib.util.find_spec("curvlinops") is None:
-    del PEERS["curvlinops"]
 FORMS = {f"{OURS}, {f}": partial(local_hessian, form=f) for f in ("gram", "factored", "autograd")}
 CONTENDERS: dict[str, Contender] = {OURS: local_hessian, **PEERS, **FORMS}  # forms: when named

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,33 +27,38 @@ Table = dict[str, Any]  # what lhkernels.tables takes
 def add_kinds(kinds: Any) -> None:
     """Register every kind as a command of its own; ``lhkernels/cli/bench.py`` calls this.
 
-    A kind is a module: its docstring describes it, it can ``measure`` rows, a table's at a time,
-    and lay out their ``cells``; perhaps ``add_options``, make a ``summary`` of all, and ``finish``.
+    A kind is a module: its docstring describes it, it can ``measure`` rows, those of a table at a
+    time, and lay out their ``cells``; perhaps ``add_options``, and make a ``summary``.
     """
-    from bench import hvp, norms, report, scaling, spectrum, step
+    from bench import hvp, report, scaling, step, suite
 
-    for module in (step, hvp, scaling, norms, spectrum, report):
+    for module in (step, hvp, scaling, suite, report):
         kind, brief = module.__name__.rpartition(".")[2], module.__doc__.partition(".\n")[0]
-        about = {"help": brief.replace("\n", " "), "description": module.__doc__}
+        about = {"help": brief, "description": module.__doc__}
         parser = kinds.add_parser(kind, **about, formatter_class=RawDescriptionHelpFormatter)
-        parser.set_defaults(run=partial(execute, module), device=CPU)
+        parser.set_defaults(run=partial(execute, module), device=CPU, plots=None)
+        parser.add_argument("--json", action="store_true", help="print JSON on stdout")
         if hasattr(module, "add_options"):
             module.add_options(parser)
         if module is not report:
-            parser.add_argument("--json", action="store_true", help="print JSON on stdout")
             where = f"write DIR/<machine>/{kind}.json as well (DIR: {RESULTS})"
             parser.add_argument("--save", nargs="?", const=RESULTS, metavar="DIR", help=where)
 
 
 def add_timing(parser: Any, seconds: float, what: str) -> None:
+    """``--device`` and ``--seconds``."""
     where = "auto, cpu, cuda (default: auto)"
     parser.add_argument("--device", type=options.device, default="auto", help=where)
     long = f"{what}'s time (default: {seconds:g})"
     parser.add_argument("--seconds", type=options.positive, default=seconds, help=long)
 
 
-def execute(kind: ModuleType, args: Namespace) -> int:
-    """Print each table as soon as its rows are measured, and keep all."""
+def execute(kind: ModuleType, args: Any) -> int:
+    """Print each table as soon as its rows are measured; keep all, and draw how cost grows."""
+    from bench.report import draw_scaling
+
+    if args.plots is not None:
+        check_writable("--plots", args.plots / "scaling.png")
     path = Path(args.save or "", environment.machine(args.device), f"{args.kind}.json")
     if args.save is not None:
         check_writable("--save", path)
@@ -75,8 +80,9 @@ def execute(kind: ModuleType, args: Namespace) -> int:
         print(text)
     elif args.save is not None:
         print(f"\nwritten: {path}")
-    if hasattr(kind, "finish"):
-        kind.finish(args, report)
+    if args.plots is not None:
+        with writing("--plots", args.plots):
+            draw_scaling(report, args.plots)
     return 0
 
 

@@ -10,8 +10,7 @@ the upper end of a curve, so slopes (log-log) are fitted there.
 import math
 import statistics
 import sys
-from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,18 @@ from typing import Any
 from bench import hvp, step
 from bench.blocks import Case
 from bench.common import OURS, Measured, Rows, Table, add_timing, shown
-from bench.memory import available
-from lhkernels import tables
+from bench.timing import available
 from lhkernels.cli import options
-from lhkernels.cli.errors import check_writable, writing
 
-PARTS = {  # by the x axis; the largest last
-    "step-tensors": "tensors, same elements",
-    "hvp-columns": "vectors K",
-    "hvp-batch": "batch N",
-    "step-elements": "elements",
+PARTS: dict[str, tuple[str, tuple[int, ...]]] = {  # the x axis and its points; the largest last
+    "step-tensors": ("tensors, same elements", (1, 10, 100, 1_000, 10_000)),
+    "hvp-columns": ("vectors K", (1, 2, 4, 8, 16, 32, 64)),
+    "hvp-batch": ("batch N", (8, 16, 32, 64, 128)),
+    "step-elements": ("elements", tuple(10**k for k in range(3, 16))),
 }
-SIZES = {
-    "step-tensors": (1, 10, 100, 1_000, 10_000),
-    "hvp-columns": (1, 2, 4, 8, 16, 32, 64),
-    "hvp-batch": (8, 16, 32, 64, 128),
-    "step-elements": tuple(10**k for k in range(3, 16)),
-}
-BLOCK = Case("conv2d", 64, 64, 32, 16, 16)
 STEP_NAMES = [step.BASELINE, OURS, "torch foreach", "torch loop"]
 HVP_NAMES = [OURS, "double backward", "jvp + vjp loop", "vmap(jvp + vjp)"]
+BLOCK = Case("conv2d", 64, 64, 32, 16, 16)
 
 
 def add_options(parser: Any) -> None:
@@ -53,62 +44,46 @@ def add_options(parser: Any) -> None:
     add_timing(parser, 0.2, "a point and pass")
 
 
-def measure(args: Namespace) -> Measured:
-    """A part's rows at a time, when all passes are over: the medians of each contender and size."""
-    if args.plots is not None:
-        check_writable("--plots", args.plots / "scaling.png")
+def measure(args: Any) -> Measured:
+    """A part's rows at a time, when all passes are over: medians by size and contender."""
     found: dict[str, dict[tuple[int, str], Rows]] = {part: {} for part in args.parts or PARTS}
     for i in range(args.passes):
         for part, rows in found.items():
             print(f"pass {i + 1} of {args.passes}: {part} ...", file=sys.stderr, flush=True)
             for x, compared in points(args, part):
-                for row in compared:
+                for row in (row for row in compared if row["ms"] is not None):
                     rows.setdefault((x, row["contender"]), []).append(row)
     for part, rows in found.items():
+        times = ["ms", "ms_product"] if part.startswith("hvp") else ["ms"]
         yield [
-            {"kind": part, "x": x, "contender": name}
-            | {field: median(row.get(field) for row in same) for field in ("ms", "ms_product")}
+            {"kind": part, "x": x, "contender": name, "ms_product": None}
+            | {field: statistics.median(row[field] for row in same) for field in times}
             for (x, name), same in rows.items()
         ]
 
 
-def points(args: Namespace, part: str) -> Iterator[tuple[int, Rows]]:
-    for x in SIZES[part]:
+def points(args: Any, part: str) -> Iterator[tuple[int, Rows]]:
+    """Each x of a part, and the comparison there."""
+    for x in PARTS[part][1]:
         if part.startswith("hvp"):
             case = replace(BLOCK, **{part.removeprefix("hvp-"): x})
             yield x, hvp.compare(args, case, HVP_NAMES)
             continue
         elements, tensors = (x, 10) if part == "step-elements" else (10_000_000, x)
-        if part == "step-elements" and x > args.max_elements:
-            return
-        # Each has parameters, momentum and, of not too many elements, gradients of its own; a
-        # contender that is not fused needs room for temporaries.
+        # Each has parameters, momentum and, unless they are many, gradients of its own; those that
+        # are not fused have temporaries. Only the fused ones are left where memory is short.
         own, shared = (2, 1) if elements > step.LARGE else (3, 0)
         room = 0.9 * available(args.device) / (4 * elements)
-        chosen = STEP_NAMES if room > 4 * own + shared + 1 else STEP_NAMES[:2]
-        if room <= 2 * own + shared:
+        if (part == "step-elements" and x > args.max_elements) or room <= 2 * own + shared:
             return
+        chosen = STEP_NAMES if room > 4 * own + shared + 1 else STEP_NAMES[:2]
         rows, rest = divmod(elements // 4, tensors)
-        shapes = [(rows + (i < rest), 4) for i in range(tensors)]
-        yield x, step.compare(args, shapes, chosen)
+        yield x, step.compare(args, [(rows + (i < rest), 4) for i in range(tensors)], chosen)
 
 
-def median(values: Iterable[float | None]) -> float | None:
-    """Of those there are."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
-
-
-def summary(args: Namespace, rows: Rows) -> dict[str, Any]:
+def summary(args: Any, rows: Rows) -> dict[str, Any]:
+    """How often it was measured, and slopes."""
     return {"passes": args.passes, "slopes": slopes(rows)}
-
-
-def finish(args: Namespace, report: dict[str, Any]) -> None:
-    if args.plots is not None:
-        from bench.plots import draw_scaling
-
-        with writing("--plots", args.plots):
-            draw_scaling(report, args.plots)
 
 
 def curves(rows: Rows, part: str, field: str = "ms") -> dict[str, dict[int, float]]:
@@ -134,6 +109,7 @@ def fit(curve: dict[int, float], part: str) -> tuple[float, dict[int, float]] | 
 
 
 def slopes(rows: Rows) -> dict[str, dict[str, float]]:
+    """Fitted slope by part and contender."""
     laws = {part: {n: fit(c, part) for n, c in curves(rows, part).items()} for part in PARTS}
     known = {part: {n: law[0] for n, law in of.items() if law} for part, of in laws.items()}
     return {part: of for part, of in known.items() if of}
@@ -148,14 +124,14 @@ def cells(rows: Rows) -> Table:
         for x in sorted(set().union(*found.values()))
     ]
     lines.append(["slope", *(shown(laws.get(name), spec=".2f") for name in found)])
-    return {"columns": [PARTS[part], *found], "rows": lines, "title": f"{part}: ms"}
+    return {"columns": [PARTS[part][0], *found], "rows": lines, "title": f"{part}: ms"}
 
 
-def exponents(results: Rows) -> str:
+def exponents(results: Rows) -> Table:
     """A line a part with the slopes of all contenders."""
     lines = []
     for part, laws in slopes(results).items():
         what = "`opt.step()`" if part.startswith("step") else "H V, fresh"
-        lines.append([what, PARTS[part], ", ".join(f"{n} {s:.2f}" for n, s in laws.items())])
+        lines.append([what, PARTS[part][0], ", ".join(f"{n} {s:.2f}" for n, s in laws.items())])
     heads = ["time grows as x to the power", "x", "contenders"]
-    return tables.to_markdown(heads, lines, left=(0, 1, 2))
+    return {"columns": heads, "rows": lines, "left": (0, 1, 2)}

@@ -1,12 +1,18 @@
-"""How things are timed: the device is waited for, and contenders take turns."""
+"""How time and memory are measured: the device is waited for, and contenders take turns."""
 
+import contextlib
+import ctypes
+import gc
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+
+PROC = Path("/proc")  # Linux's
 
 
 def wait(device: torch.device) -> None:
@@ -41,9 +47,9 @@ def quartiles(field: str, values: list[float]) -> dict[str, float | None]:
     return {field: middle, f"{field}_low": low, f"{field}_high": high}
 
 
-def measure_copy(device: torch.device, mib: int = 256) -> float:
-    """GB/s (bytes read and written) of ``dst.copy_(src)``: the best of 20."""
-    src = torch.ones(mib * 2**18, device=device)
+def measure_copy(device: torch.device) -> float:
+    """GB/s (bytes read and written) of copying 256 MiB: the best of 20."""
+    src = torch.ones(2**26, device=device)
     dst = torch.empty_like(src)
     return 2e-9 * src.nbytes / min(timed(lambda: dst.copy_(src), device) for _ in range(20))
 
@@ -60,16 +66,51 @@ def count_launches(call: Callable[[], object]) -> int:
     return sum(not e.name.startswith(others) for e in on_device)
 
 
-def busy_cores(seconds: float = 0.2) -> float:
+def busy_cores() -> float:
     """How many cores are at work now, this process idle; 0 where the system doesn't say.
 
     With one thread a core, anything else that runs makes every barrier wait: times taken then can
     be wrong by a factor of ten.
     """
-    ticks, stat = [], Path("/proc/stat")
-    for pause in (0, seconds) if stat.exists() else ():
+    ticks, stat = [], PROC / "stat"
+    for pause in (0, 0.2) if stat.exists() else ():
         time.sleep(pause)
         ticks.append([int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]])
-    passed = [after - before for before, after in zip(*ticks)] or [0]
-    idle = sum(passed[3:5])  # waiting for a disk included
-    return (1 - idle / sum(passed)) * (os.cpu_count() or 1) if sum(passed) > 0 else 0.0
+    passed = [after - before for before, after in zip(*ticks)]
+    if sum(passed) <= 0:
+        return 0.0
+    return (1 - (passed[3] + passed[4]) / sum(passed)) * (os.cpu_count() or 1)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of free memory on ``device``; without a way to know, 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _said("meminfo", "MemAvailable") if (PROC / "meminfo").exists() else 4 << 30
+
+
+def rise(action: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes by which memory rises at most while ``action`` runs; None where nobody counts.
+
+    On CUDA the allocator does. On a CPU (convolution libraries allocate for themselves) Linux has a
+    high-water mark of the resident set.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - before
+    clear = PROC / "self/clear_refs"
+    if not clear.exists():
+        return None
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
+    clear.write_text("5")  # the high-water mark becomes the present size
+    before = _said("self/status", "VmRSS")
+    action()
+    return max(0, _said("self/status", "VmHWM") - before)
+
+
+def _said(file: str, field: str) -> int:
+    return 1024 * int(re.search(rf"^{field}:\s*(\d+)", (PROC / file).read_text(), re.M)[1])

@@ -2,12 +2,13 @@
 
 import json
 import re
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import blocks, common, hvp, memory, norms, scaling, shapes, spectrum, step
+from bench import blocks, common, hvp, scaling, step, suite, timing
 from lhkernels import _extension, environment
 from lhkernels.cli import errors, main
 
@@ -21,7 +22,7 @@ needs_extension = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(blocks.CASES, "conv64", TINY)
-    monkeypatch.setitem(shapes.MODELS, "vgg13", lambda: [(8, 3, 3, 3), (10, 8)])
+    monkeypatch.setitem(step.MODELS, "vgg13", [(8, 3, 3, 3), (10, 8)])
     monkeypatch.setattr(common, "busy_cores", lambda: 1.0)
     monkeypatch.setattr(environment, "machine", lambda device: "here")
     monkeypatch.setattr(step, "measure_copy", lambda device: 10.0)
@@ -84,16 +85,15 @@ def test_who_has_no_memory_has_no_figures(capsys, monkeypatch):
     assert hvp.cells(rows)["rows"][1][1] == "out of memory"
 
 
-@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux's /proc")
-def test_memory_is_a_process_of_its_own_s():
-    case = blocks.Case("linear", 512, 512, 4096, 0, 4)
-    ours, dense = (
-        memory.peaks(name, [TINY, case], torch.device("cpu"))[1]
-        for name in ("lhkernels", "double backward, batched")
-    )
-    output = 4 * 4096 * 512  # bytes, of which the one makes several for each vector
-    assert 0 <= ours < dense
-    assert dense > 4 * output
+@pytest.mark.skipif(not timing.PROC.exists(), reason="needs Linux's /proc")
+def test_memory_is_that_of_a_process_of_its_own(capsys, monkeypatch):
+    monkeypatch.setitem(blocks.CASES, "conv1d", blocks.Case("linear", 512, 512, 4096, 0, 4))
+    options = ["--contenders", "double backward, batched", "--seconds", "0.01", "--device", "cpu"]
+    assert status("hvp", "--cases", "conv64,conv1d", *options, "--json") == 0
+    small, large = (row["peak_bytes"] for row in json.loads(capsys.readouterr().out)["results"])
+    output = 4 * 4096 * 512  # bytes, several times for each vector
+    assert 0 <= small < output
+    assert large > 4 * output
 
 
 def test_hvp_is_kept_and_reported(tmp_path, capsys, monkeypatch):
@@ -132,7 +132,7 @@ def test_scaling_is_kept_and_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "STEP_NAMES", scaling.STEP_NAMES[:2])
     monkeypatch.setattr(scaling, "HVP_NAMES", scaling.HVP_NAMES[:2])
     monkeypatch.setattr(scaling, "BLOCK", TINY)
-    monkeypatch.setitem(scaling.SIZES, "hvp-columns", (1, 2))
+    monkeypatch.setitem(scaling.PARTS, "hvp-columns", ("vectors K", (1, 2)))
     options = ["--parts", "step-elements,hvp-columns", "--max-elements", "1e4", "--device", "cpu"]
     options += ["--seconds", "0.001", "--passes", "2", "--save", tmp_path]
     assert status("scaling", *options, "--plots", tmp_path / "a") == 0
@@ -154,7 +154,7 @@ def test_scaling_is_kept_and_drawn(tmp_path, capsys, monkeypatch):
 
 
 def test_scaling_takes_the_median_of_passes(monkeypatch):
-    passes = iter([[(1, 5.0, 2.0), (2, 9.0, None)], [(1, 900.0, 3.0), (2, 8.0, None)],
+    passes = iter([[(1, 5.0, 2.0), (2, 9.0, 1.0)], [(1, 900.0, 3.0), (2, 8.0, 2.0)],
                    [(1, 6.0, 4.0), (2, None, None)]])  # fmt: skip
 
     def points(args, part):
@@ -162,9 +162,9 @@ def test_scaling_takes_the_median_of_passes(monkeypatch):
             yield x, [{"contender": "ours", "ms": ms, "ms_product": product}]
 
     monkeypatch.setattr(scaling, "points", points)
-    args = scaling.Namespace(plots=None, passes=3, parts=["hvp-batch"])
+    args = Namespace(plots=None, passes=3, parts=["hvp-batch"])
     (rows,) = scaling.measure(args)
-    assert [(r["x"], r["ms"], r["ms_product"]) for r in rows] == [(1, 6.0, 3.0), (2, 8.5, None)]
+    assert [(r["x"], r["ms"], r["ms_product"]) for r in rows] == [(1, 6.0, 3.0), (2, 8.5, 1.5)]
     assert {(r["kind"], r["contender"]) for r in rows} == {("hvp-batch", "ours")}
 
 
@@ -175,7 +175,7 @@ def test_elements_are_as_many_as_memory_holds(gigabytes, sizes, monkeypatch):
     compared = []
     monkeypatch.setattr(step, "compare", lambda args, *compare: compared.append(compare))
     monkeypatch.setattr(scaling, "available", lambda device: int(gigabytes * 1e9 / 4))
-    args = scaling.Namespace(device=None, max_elements=1e9)
+    args = Namespace(device=None, max_elements=1e9)
     found = [x for x, _ in scaling.points(args, "step-elements")]
     assert found[: len(sizes)] == [10**k for k in sizes]
     for x, (matrices, names) in zip(found, compared):
@@ -204,29 +204,26 @@ def test_roofline_is_drawn(tmp_path, capsys):
     assert "roofline.png" in capsys.readouterr().out
 
 
-def test_norms_are_right(capsys, monkeypatch):
-    monkeypatch.setattr(norms, "CPU_MODELS", ["vgg13"])
-    assert status("norms") == 0
-    assert "torch.dot" in capsys.readouterr().out
-    assert status("norms", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)["results"]
-    assert {row["contender"] for row in rows} >= set(norms.CONTENDERS) - {"lhkernels"}
-    assert all(row["case"] == "vgg13" and row["error"] < 1e-5 and row["ms"] > 0 for row in rows)
-
-
-def test_spectra_are_right(capsys, monkeypatch):
+def test_norms_and_spectra_are_right(capsys, monkeypatch, tmp_path):
     pytest.importorskip("scipy")
-    monkeypatch.setitem(spectrum.CASES, "conv", blocks.Case("conv2d", 4, 8, 8, 6, 1))
-    monkeypatch.setitem(spectrum.CASES, "linear", replace(spectrum.CASES["linear"], n_out=4))
-    assert status("spectrum", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)["results"]
-    assert len(rows) == 12
-    assert all(row["largest"] < 1e-3 for row in rows)
-    exact = [row["W1"] for row in rows if re.search("exact|eigvalsh", row["contender"])]
+    monkeypatch.setattr(suite, "CPU_MODELS", ["vgg13"])
+    monkeypatch.setitem(suite.BLOCKS, "conv", blocks.Case("conv2d", 4, 8, 8, 6, 1))
+    monkeypatch.setitem(suite.BLOCKS, "linear", blocks.Case("linear", 32, 4, 128, 0, 1, False))
+    assert status("suite", "--save", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("torch.dot", "eigsh, our products", "linear 32->4"))
+    rows = json.loads((tmp_path / "here" / "suite.json").read_text())["results"]
+    norms = [row for row in rows if row["group"] == "norms"]
+    assert {row["contender"] for row in norms} >= set(suite.NORMS) - {"lhkernels"}
+    assert all(row["case"] == "vgg13" and row["error"] < 1e-5 and row["ms"] > 0 for row in norms)
+    spectra = [row for row in rows if row["group"] == "spectrum"]
+    assert len(spectra) == 12
+    assert all(row["largest"] < 1e-3 for row in spectra)
+    exact = [row["W1"] for row in spectra if re.search("exact|eigvalsh", row["contender"])]
     assert len(exact) == 4
     assert max(exact) < 1e-6
-    assert all(row["W1"] < 0.05 for row in rows if row["W1"] is not None)
-    assert sum(row["W1"] is None for row in rows) == 4  # ARPACK
+    assert all(row["W1"] < 0.1 for row in spectra if row["W1"] is not None)
+    assert sum(row["W1"] is None for row in spectra) == 4  # ARPACK
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_kinds_are_found_from_anywhere(tmp_path):
         cwd=tmp_path, env={}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert all(kind in done.stdout for kind in ("step", "hvp", "scaling", "report"))
+    assert all(kind in done.stdout for kind in ("step", "hvp", "scaling", "suite", "report"))
 
 
 @pytest.fixture(params=["alone", "beside another bench"])

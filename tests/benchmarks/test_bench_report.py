@@ -49,10 +49,9 @@ def results(tmp_path):
         hvp_row("large", None, None, 0.0, peak_bytes=None, error=None),
     ]
     keep("one", "hvp.json", rows)
-    norms = {"case": "vgg13", "contender": "lhkernels", "ms": 1.234, "error": 1e-9}
-    keep("one", "norms.json", [norms])
-    spectrum = {"case": "block", "contender": "eigsh", "ms": 2.0, "W1": None, "largest": 1e-7}
-    keep("one", "spectrum.json", [spectrum])
+    norms = {"group": "norms", "case": "a", "contender": "lhkernels", "ms": 1.234, "error": 1e-9}
+    spectrum = {"group": "spectrum", "case": "block", "contender": "eigsh", "ms": 2.0}
+    keep("one", "suite.json", [norms, spectrum | {"W1": None, "largest": 1e-7}])
     return tmp_path / "results"
 
 
@@ -88,10 +87,10 @@ def test_hvp_tables(results):
 
 def test_tables_of_what_is_timed_alone(results):
     lines = report.render("norms", results, None, results).splitlines()
-    assert cells(lines[0]) == ["", "", "ms", "error"]
-    assert cells(lines[2]) == ["**vgg13**", "**lhkernels**", "**1.23**", "**1.0e-09**"]
+    assert cells(lines[0]) == ["norms", "", "ms", "error"]
+    assert cells(lines[2]) == ["**a**", "**lhkernels**", "**1.23**", "**1.0e-09**"]
     lines = report.render("spectrum", results, None, results).splitlines()
-    assert cells(lines[0]) == ["", "", "ms", "W1", "largest"]
+    assert cells(lines[0]) == ["spectrum", "", "ms", "W1", "largest"]
     assert cells(lines[2]) == ["block", "eigsh", "2", "", "1.0e-07"]
 
 
@@ -100,7 +99,7 @@ def test_filling_changes_what_is_marked_alone(results):
     text += "<!-- bench:norms -->\n<!-- /bench:norms -->\n"
     new = report.filled(text, results, results.parent)
     assert new.startswith("a\n<!-- bench:step one -->\n| `opt.step()`")
-    assert "\n<!-- /bench:step -->\nb\n<!-- bench:norms -->\n|  " in new
+    assert "\n<!-- /bench:step -->\nb\n<!-- bench:norms -->\n| norms" in new
     assert "old" not in new
     assert report.filled(new, results, results.parent) == new
     assert report.filled("nothing\n", results, results) == "nothing\n"
