@@ -80,7 +80,6 @@ class Problem:
         self.columns = rows.to(device, dtype).T
 
     def f(self, x: Tensor) -> Tensor:
-        """The block's output."""
         if self.wrt == "input":
             return self.bare(x)
         return func.functional_call(self.bare, {"0.weight": x}, (self.inputs,))

@@ -7,8 +7,6 @@ bench/results/<device>/). A part that is ok there, with this code on this device
 if it is named. Needs no network and no installation; docs/gpu.md says what the parts measure.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib

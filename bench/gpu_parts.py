@@ -4,8 +4,6 @@
 raises Failed if the result is bad. Where it is None, the exit status says all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

@@ -1,7 +1,5 @@
 """Tables and pictures of the training study, from a DataFrame with a row a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -5,7 +5,6 @@ GitHub: one to a page leads to the page, one to any other file to a copy of that
 """
 
 import re
-import shutil
 from pathlib import Path
 
 from sphinx import addnodes
@@ -46,6 +45,7 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = "lhkernels"
 html_static_path, html_css_files = ["_static"], ["tables.css"]
+html_extra_path = ["_extra"]  # index.html, which leads to README.html
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 
 
@@ -72,14 +72,8 @@ def folders(app, doctree):
             link.replace_self(link.children)
 
 
-def first_page(app, error):
-    if not error and app.builder.format == "html":
-        shutil.copy(app.outdir / "README.html", app.outdir / "index.html")
-
-
 def setup(app):
     app.connect("source-read", for_the_site)
     app.connect("autodoc-process-docstring", pages)
     app.connect("autodoc-skip-member", nameless)
     app.connect("doctree-read", folders)
-    app.connect("build-finished", first_page)

@@ -199,7 +199,9 @@ class ScaleAmendedSGD(Optimizer):
 
     # ------------------------------------------------------------------------------------ step
 
-    @torch.compiler.disable  # what it looks at, and its one kernel, a compiler can't improve
+    # As torch.compiler.disable, which would import the compiler with this module: there is nothing
+    # to compile in what a step looks at, nor in its one kernel.
+    @torch._disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 

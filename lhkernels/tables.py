@@ -21,6 +21,7 @@ def table(
     title: str | None = None,
     left: Sequence[int] = (0,),
     bold: Sequence[int] = (),
+    gap: int = 2,
     markdown: bool = False,
 ) -> Table:
     """A rich table; its cells are text as it stands, without rich's markup.
@@ -31,6 +32,7 @@ def table(
         title: a line above.
         left: positions of the columns that are flush left, as words are; numbers are flush right.
         bold: positions of the rows that stand out.
+        gap: blanks between columns, at least 1.
         markdown: for :func:`to_markdown`.
     """
     from rich import box
@@ -44,7 +46,7 @@ def table(
         box=box.MARKDOWN if markdown else box.SIMPLE_HEAD,
         header_style="" if markdown else "bold",
         pad_edge=markdown,
-        padding=(0, 1) if markdown else (0, 1, 0, 0),
+        padding=(0, 1) if markdown else (0, gap - 1, 0, 0),
         show_edge=markdown,
     )
     for position, head in enumerate(columns):

@@ -1,15 +1,12 @@
 """Build the wheel and the sdist, install each in an environment of its own, and take a step there.
 
-    python tools/check_packages.py [--keep FOLDER]
+    python tools/check_packages.py
 
 The sdist is installed with a compiler, without one, and with LHKERNELS_NO_EXTENSION=1. Nothing is
 downloaded and the checkout stays as it is: the sources are copied, and the new environments see the
 packages of this one (torch, setuptools), which needs `build` as well.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
 import shutil
@@ -38,12 +35,9 @@ torch.testing.assert_close(model[0].weight.detach(), expected)
 """
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here and leave it all")
-    keep = parser.parse_args(argv).keep
+def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lhkernels-packages-") as temporary:
-        folder = keep.resolve() if keep else Path(temporary)
+        folder = Path(temporary)
         wheel, sdist = build(folder)
         check_contents(wheel, sdist)
         cases = [
@@ -56,7 +50,6 @@ def main(argv: list[str]) -> int:
             found = try_installation(folder / f"env{number}", package, environment)
             assert state in found, f"{name}: the C++ step is {found!r}, not {state!r}"
             print(f"{name}: a step was right; the C++ step is {found}")
-    return 0
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -88,13 +81,12 @@ def check_contents(wheel: Path, sdist: Path) -> None:
 
 def try_installation(folder: Path, package: Path, environment: dict[str, str]) -> str:
     """Install into a new environment and take a step; what ``info`` says of the C++ backend."""
-    venv.create(folder, with_pip=True, clear=True)
+    venv.create(folder, clear=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    where = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"])
-    Path(where.strip(), "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    run([*pip, "uninstall", "--yes", "setuptools"])  # an old one, which would hide the shared one
-    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    where = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
+    Path(where.strip(), "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    offline = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     run([*pip, "install", *offline, package], **environment)
     run([python, "-c", STEP], cwd=folder)
     found = json.loads(run([python, "-m", "lhkernels", "info", "--json"], cwd=folder))
@@ -114,4 +106,4 @@ def run(command: list[str | Path], cwd: Path | None = None, **environment: str) 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -6,8 +6,6 @@ Whatever pip would take is asked for its requirements first (no download): if th
 packages and this machine has no NVIDIA GPU, PyTorch's own index of CPU builds is used instead.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil
@@ -25,9 +23,8 @@ def pip(*args: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
 
 def brings_cuda(options: list[str]) -> bool:
     """Whether the torch that pip would install requires CUDA packages."""
-    probe = pip(
-        "--dry-run", "--no-deps", "--quiet", "--report", "-", *options, "torch", capture=True
-    )
+    ask = ("--dry-run", "--no-deps", "--quiet", "--report", "-")
+    probe = pip(*ask, *options, "torch", capture=True)
     if probe.returncode != 0:
         sys.exit(f"pip finds no torch for the pin in {CONSTRAINTS.name}:\n{probe.stderr}")
     planned = json.loads(probe.stdout)["install"]  # empty: already installed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -49,7 +49,6 @@ def branch_jacobian(n: int, scale: float, seed: int) -> Tensor:
 
     ReLU switches about half of the hidden units off, so about half of J's singular values are 0.
     """
-    torch.manual_seed(seed)
     branch = nn.Sequential(linear(n, n, "gaussian", seed), nn.ReLU(), nn.Linear(n, n, bias=False))
     nn.init.normal_(branch[2].weight, std=1 / math.sqrt(n))
     J = jacobian(branch, torch.randn(1, n))
@@ -58,42 +57,36 @@ def branch_jacobian(n: int, scale: float, seed: int) -> Tensor:
 
 def residual_jacobian(gain: float, seed: int) -> Tensor:
     """J of a ResNet block's branch, as usually initialised but for the last gamma."""
+
+    def half() -> list[nn.Module]:
+        conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(8, track_running_stats=False)]
+
     torch.manual_seed(seed)
-    branch = nn.Sequential(
-        nn.Conv2d(8, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8, track_running_stats=False),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8, track_running_stats=False),
-    )
+    branch = nn.Sequential(*half(), nn.ReLU(), *half())
     for layer in (branch[0], branch[3]):
         nn.init.kaiming_normal_(layer.weight)
     nn.init.constant_(branch[4].weight, gain)
     return jacobian(branch, torch.randn(4, 8, 5, 5).relu())
 
 
-def skip_matrix(n: int, ratio: float, seed: int) -> Tensor:
-    """Q D Q' with random orthogonal Q, Q' and singular values D from 1 down to 1/ratio."""
-    generator = torch.Generator().manual_seed(2000 + seed)
-    left, right = (
-        torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
-        for _ in range(2)
-    )
+def skip_matrix(n: int, ratio: float | None, seed: int) -> Tensor:
+    """Q D Q' with random orthogonal Q, Q' and singular values D from 1 down to 1/ratio.
+
+    The identity if ``ratio`` is None, and nothing, 0, if it is 0.
+    """
+    if not ratio:
+        return torch.eye(n) if ratio is None else torch.zeros(n, n)
+    torch.manual_seed(2000 + seed)
+    left, right = (torch.linalg.qr(torch.randn(n, n))[0] for _ in range(2))
     return left * ratio ** -torch.linspace(0, 1, n) @ right
 
 
-def chain_condition(name: str, n: int, scale: float, depth: int, seed: int) -> float:
-    """Condition number of the Jacobian of ``depth`` blocks S_b + J_b, one after another."""
+def chain_condition(n: int, ratio: float | None, scale: float, seeds: Iterable[int]) -> float:
+    """Condition number of the Jacobian of blocks S + J, one after another: a seed for each."""
     product = torch.eye(n)
-    for b in range(depth):
-        own = 100 * seed + b
-        skip = {
-            "no skip": torch.zeros(n, n),
-            "identity": torch.eye(n),
-            "orthogonal": skip_matrix(n, 1.0, own),
-            "S with cond 3": skip_matrix(n, 3.0, own),
-        }[name]
-        product = (skip + branch_jacobian(n, scale, own)) @ product
+    for seed in seeds:
+        product = (skip_matrix(n, ratio, seed) + branch_jacobian(n, scale, seed)) @ product
     return condition(product)
 
 
@@ -147,8 +140,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {**middle, "least": min(values), "largest": max(values), "sd": stdev(values)}
 
 
-def over(
-    values: Sequence[Any], seeds: int, measure: Callable[..., float], **options: Any
-) -> list[dict[str, float]]:
+def over(values: Sequence[Any], seeds: int, measure: Any, **options: Any) -> list[Any]:
     """At each value, the spread of ``measure(value, seed)`` over the seeds."""
     return [spread([measure(value, s, **options) for s in range(seeds)]) for value in values]

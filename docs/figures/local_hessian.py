@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments as ex
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 
@@ -47,7 +48,6 @@ def draw_initialisation() -> tuple[Figure, Numbers]:
         histogram(axes, gaussian[-1], law, f"c = n_out / n_in = {ratio:g}")
         spike = axes.get_ylim()[1]
         axes.plot([1, 1], [0, spike], color="black", linewidth=3.5, label="orthonormal W")
-        axes.set_xlabel("eigenvalue of H_z")
         numbers[f"c={ratio:g}"] = {
             "distance_to_law": ex.spread([ex.kolmogorov_distance(S, law) for S in gaussian]),
             "condition_gaussian": ex.spread([S.condition_number for S in gaussian]),
@@ -85,7 +85,6 @@ def draw_weight_scale() -> tuple[Figure, Numbers]:
     found = ex.input_spectrum(block, torch.randn(4000, wide), approximate=True)
     law = lh.MarchenkoPastur(ratio, normalized=True)
     histogram(right, found, law, "with BN, (17), weights x 37")
-    right.set_xlabel("eigenvalue of H_z")
     right.legend()
     distance = ex.kolmogorov_distance(found, law)
     sizes = {"n_in": n_in, "n_out": n_out, "samples": samples, "seeds": seeds, "scales": scales}
@@ -109,11 +108,8 @@ def draw_batch_norm_input() -> tuple[Figure, Numbers]:
                 label=None if position else form, color=style["color"], marker=style["marker"],
                 markersize=10, linewidth=2.5, capsize=7,
             )  # fmt: skip
-            numbers[f"{name}, {form}"] = {
-                "mean": mean,
-                "from_5_to_95_percent": ends,
-                "condition": ex.spread(conditions),
-            }
+            found = {"mean": mean, "from_5_to_95_percent": ends}
+            numbers[f"{name}, {form}"] = {**found, "condition": ex.spread(conditions)}
     axes.axhline(1, color="black", linewidth=1)
     ticks = ["BN of\nindependent", "BN of\ndigits", "BN of digits,\nthen ReLU"]
     axes.set_xticks(range(len(inputs)), ticks)
@@ -140,8 +136,8 @@ def draw_skip_scale() -> tuple[Figure, Numbers]:
     condition = lines(axes, scales, seeds, lambda s, seed: ex.branch_jacobian(n, s, seed))
     inside = [s / 50 for s in range(5, 49)]
     axes.plot(inside, [(1 + s) / (1 - s) for s in inside], "k:", label="(1+s) / (1-s)")
-    axes.set(xlabel="s, largest singular value of J", ylabel="condition number")
-    axes.set_title("linear, ReLU, linear")
+    what = "s, largest singular value of J"
+    axes.set(xlabel=what, ylabel="condition number", title="linear, ReLU, linear")
     axes.legend()
 
     gains, jacobian = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0], cache(ex.residual_jacobian)
@@ -152,8 +148,8 @@ def draw_skip_scale() -> tuple[Figure, Numbers]:
         "condition": lines(right, gains, 3, jacobian),
         "dim": len(jacobian(gains[0], 0)),
     }
-    right.set(xscale="log", xlabel="gamma of the branch's last BN")
-    right.set_title("conv, BN, ReLU, conv, BN")
+    what = "gamma of the branch's last BN"
+    right.set(xscale="log", xlabel=what, title="conv, BN, ReLU, conv, BN")
     numbers = {"n": n, "seeds": seeds, "s": scales, "condition": condition}
     return figure, {**numbers, "convolutional": convolutional}
 
@@ -164,8 +160,10 @@ def draw_skip_kinds() -> tuple[Figure, Numbers]:
     figure, (axes, right) = new_figure(2)
 
     def one_block(ratio: float | None, seed: int) -> float:
-        skip = torch.eye(n) if ratio is None else ex.skip_matrix(n, ratio, seed)
-        return ex.condition(skip + ex.branch_jacobian(n, scale, seed))
+        return ex.chain_condition(n, ratio, scale, [seed])
+
+    def whole_chain(depth: int, seed: int, ratio: float | None) -> float:
+        return ex.chain_condition(n, ratio, scale, range(100 * seed, 100 * seed + depth))
 
     ratios = [1.0, 1.5, 2.0, 3.0, 10.0, 100.0]
     by_ratio = ex.over(ratios, seeds, one_block)
@@ -178,10 +176,8 @@ def draw_skip_kinds() -> tuple[Figure, Numbers]:
     axes.legend()
 
     depths = [1, 2, 4, 6, 8, 10]
-    chains = {
-        name: ex.over(depths, 5, lambda *at, name=name: ex.chain_condition(name, n, scale, *at))
-        for name in ("no skip", "S with cond 3", "orthogonal", "identity")
-    }
+    skips = {"no skip": 0.0, "S with cond 3": 3.0, "orthogonal": 1.0, "identity": None}
+    chains = {name: ex.over(depths, 5, whole_chain, ratio=r) for name, r in skips.items()}
     draw_spreads(right, depths, chains, ["four", "two", "three", "one"])
     right.set(yscale="log", xlabel="blocks in a chain", title="the whole chain")
     right.legend()
@@ -200,15 +196,11 @@ PICTURES = {
 
 
 def new_figure(columns: int) -> tuple[Figure, Any]:
-    import matplotlib
-
     matplotlib.rcParams.update({"font.size": 15, "axes.titlesize": 15, "legend.fontsize": 13})
+    matplotlib.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
     width = 6.2 * columns if columns > 1 else 7.5
     figure = Figure(figsize=(width, 4.6), dpi=90, layout="constrained")
-    axes = figure.subplots(1, columns)
-    for one in figure.axes:
-        one.grid(alpha=0.3)
-    return figure, axes
+    return figure, figure.subplots(1, columns)
 
 
 def histogram(axes: Any, S: lh.Spectrum, law: lh.MarchenkoPastur, title: str) -> None:
@@ -222,7 +214,7 @@ def histogram(axes: Any, S: lh.Spectrum, law: lh.MarchenkoPastur, title: str) ->
     )  # fmt: skip
     x = torch.linspace(law.support.low, law.support.high, 400)[1:-1]
     axes.plot(x, law.pdf(x), color="#c1440e", linewidth=3, linestyle="--", label="the law")
-    axes.set_title(title)
+    axes.set(title=title, xlabel="eigenvalue of H_z")
 
 
 def draw_spreads(axes: Any, x: list[float], lines: Numbers, styles: Any = tuple(STYLE)) -> None:
@@ -233,33 +225,28 @@ def draw_spreads(axes: Any, x: list[float], lines: Numbers, styles: Any = tuple(
         axes.fill_between(x, least, largest, color=style["color"], alpha=0.2, linewidth=0)
 
 
+def four_digits(number: str) -> float:
+    """Beyond them rounding differs between machines."""
+    return float(f"{float(number):.4g}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1], metavar="DIR")
-    parser.add_argument("--only", choices=PICTURES, help="one picture; the numbers of others stay")
-    args = parser.parse_args()
+    out = parser.parse_args().out
     torch.set_default_dtype(torch.float64)
-    images, file = args.out / "images", args.out / "figures" / "local-hessian.json"
+    images, file = out / "images", out / "figures" / "local-hessian.json"
     images.mkdir(parents=True, exist_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    numbers = json.loads(file.read_text()) if args.only and file.exists() else {}
-    for name in [args.only] if args.only else PICTURES:
+    numbers = {}
+    for name, draw in PICTURES.items():
         started = time.perf_counter()
-        figure, found = PICTURES[name]()
+        figure, found = draw()
         figure.savefig(images / f"local-hessian-{name}.png")
-        numbers[name] = rounded(found)
+        numbers[name] = json.loads(json.dumps(found), parse_float=four_digits)
         print(f"{name}: {time.perf_counter() - started:.1f} s")
     numbers["made with"] = {"torch": torch.__version__, "python": platform.python_version()}
     file.write_text(json.dumps(numbers, indent=1) + "\n")
-
-
-def rounded(value: Any) -> Any:
-    """Four digits: beyond them rounding differs between machines."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 
 from lhkernels import asm
 from lhkernels.cli.errors import CommandError
+from lhkernels.tables import table, to_text
 
-HEADER = """\
-                             bytes of     loads      stores    SASS   resident
-kernel   weight grad mom. regs spill smem 128b less  128b less 128b  warps  KiB"""
+HEADS = [
+    *("kernel", "weight", "grad", "mom.", "regs", "spill", "smem"),
+    *("loads\n128b", "less", "stores\n128b", "less", "SASS\n128b", "warps", "KiB"),
+]
 NOTES = """
 loads, stores  of one thread in one full tile, by the width of the access (PTX)
 SASS           128-bit loads + stores in the machine code
-resident       warps that fit an SM, and what they request before they wait
+warps, KiB     warps that fit an SM, and what they request before they wait
 spill          bytes written to or read from memory for want of registers
+smem           bytes of shared memory
 step, sr       with stochastic rounding"""
 
 
@@ -54,27 +57,28 @@ def run(args: argparse.Namespace) -> int:
         for report in reports:
             print(f"// {report.variant}\n{report.ptx}")
     else:
-        print(table(reports))
+        print(text(reports))
     return 0
 
 
-def table(reports: Sequence[asm.Report]) -> str:
+def text(reports: Sequence[asm.Report]) -> str:
     """A row per kernel, at most 80 columns wide."""
     arch, threads = reports[0].arch, reports[0].threads
     title = f"sm_{arch} ({asm.ARCHS[arch]}): {threads} threads to a tile of {asm.TILE} elements"
-    return "\n".join([title, "", HEADER, *map(_row, reports), NOTES])
+    heads = [head if "\n" in head else f"\n{head}" for head in HEADS]
+    return to_text(title, "", table(heads, map(_row, reports), left=range(4), gap=1), NOTES)
 
 
-def _row(report: asm.Report) -> str:
+def _row(report: asm.Report) -> list[object]:
     v, sass = report.variant, report.sass
-    kernel = v.kernel + (", sr" if v.stochastic else "")
-    dtypes = [asm.DTYPES[d] if d else "" for d in (v.param, v.grad, v.momentum)]
-    numbers = [report.registers, report.spill_bytes, report.shared_bytes]
-    numbers += [*_by_width(report.loads), *_by_width(report.stores)]
-    machine = f"{sass.get('LDG.128', 0)}+{sass.get('STG.128', 0)}"
-    resident = report.resident_warps, report.bytes_in_flight >> 10
-    columns = "{:8} {:6} {:4} {:4} {:4} {:5} {:4} {:4} {:4} {:5} {:4} {:>5} {:5} {:4}"
-    return columns.format(kernel, *dtypes, *numbers, machine, *resident)
+    return [
+        v.kernel + (", sr" if v.stochastic else ""),
+        *(asm.DTYPES[d] if d else "" for d in (v.param, v.grad, v.momentum)),
+        *(report.registers, report.spill_bytes, report.shared_bytes),
+        *(*_by_width(report.loads), *_by_width(report.stores)),
+        f"{sass.get('LDG.128', 0)}+{sass.get('STG.128', 0)}",
+        *(report.resident_warps, report.bytes_in_flight >> 10),
+    ]
 
 
 def _by_width(accesses: dict[int, int]) -> tuple[int, int]:

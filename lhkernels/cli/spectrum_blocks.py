@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,34 +29,22 @@ class Residual(nn.Module):
         return x + self.branch(x)
 
 
-class GlobalAverage(nn.Module):
-    """(N, C, H, W) to (N, C)."""
+class Block(NamedTuple):
+    """A part of a network: a module, or a linear layer or convolution and its batch norm."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a network.
-
-    Attributes:
-        name: the path of its first module, such as ``features.0``.
-        what: its modules' classes, such as ``Conv2d+BatchNorm2d``.
-        modules: one, or a linear layer or convolution and the batch norm behind it.
-    """
-
-    name: str
-    what: str
+    name: str  # the path of its first module, such as features.0
     modules: tuple[nn.Module, ...]
 
     @property
     def module(self) -> nn.Module:
         return self.modules[0] if len(self.modules) == 1 else nn.Sequential(*self.modules)
 
+    @property
+    def what(self) -> str:
+        return "+".join(type(module).__name__ for module in self.modules)
 
-@dataclass(frozen=True)
-class Recorded:
+
+class Recorded(NamedTuple):
     """A block's input, its output, and the gradient of the network's loss at the output."""
 
     inputs: Tensor
@@ -67,28 +55,27 @@ class Recorded:
 def build(name: str, channels: int, side: int, classes: int, width: float) -> nn.Module:
     """A network for images (N, channels, side, side), with PyTorch's usual initialisation.
 
-    ``linear`` is one layer without bias, as wide as ``width`` times its input; ``mlp`` three times
-    linear, BN, ReLU and a linear layer; ``resnet`` two residual blocks conv, BN, ReLU, conv, BN
-    between a convolution and a linear layer, 16 channels at width 1; the VGG nets are those of
-    ``lhkernels train``.
+    The ``linear`` layer is as wide as ``width`` times its input; at width 1, ``mlp`` has 256 units
+    and ``resnet`` 16 channels.
     """
+    layers: list[nn.Module]
     pixels = channels * side * side
     if name == "linear":
-        layer = nn.Linear(pixels, max(1, round(width * pixels)), bias=False)
-        return nn.Sequential(nn.Flatten(), layer)
+        units = max(1, round(width * pixels))
+        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, units, bias=False))
     if name == "mlp":
         units = max(1, round(256 * width))
-        layers: list[nn.Module] = [nn.Flatten()]
+        layers = [nn.Flatten()]
         for n_in in (pixels, units, units):
             layers += [nn.Linear(n_in, units, bias=False), nn.BatchNorm1d(units), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(units, classes, bias=False))
     if name == "resnet":
         n = max(1, round(16 * width))
-        stem = [*_conv_bn(channels, n), nn.ReLU()]
-        blocks = [
-            Residual(nn.Sequential(*_conv_bn(n, n), nn.ReLU(), *_conv_bn(n, n))) for _ in range(2)
-        ]
-        return nn.Sequential(*stem, *blocks, GlobalAverage(), nn.Linear(n, classes, bias=False))
+        layers = [*_conv_bn(channels, n), nn.ReLU()]
+        for _ in range(2):
+            layers.append(Residual(nn.Sequential(*_conv_bn(n, n), nn.ReLU(), *_conv_bn(n, n))))
+        average = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(*layers, average, nn.Linear(n, classes, bias=False))
     model = VGG(name, channels, classes, width)
     initialise(model, torch.default_generator)
     return model
@@ -141,8 +128,7 @@ def block_of(model: nn.Module, name: str, with_batch_norm: bool = True) -> Block
         behind = children[children.index(first) + 1]
         if isinstance(first, (nn.Linear, *CONVOLUTIONS)) and isinstance(behind, BATCH_NORMS):
             found.append(behind)
-    what = "+".join(type(module).__name__ for module in found)
-    return Block(name or "(all)", what, tuple(found))
+    return Block(name or "(all)", tuple(found))
 
 
 def record(model: nn.Module, block: Block, images: Tensor, labels: Tensor) -> Recorded:
@@ -169,15 +155,10 @@ def record(model: nn.Module, block: Block, images: Tensor, labels: Tensor) -> Re
     finally:
         for handle in handles:
             handle.remove()
-    loss = _loss(output, labels)
+    classified = output.ndim == 2 and output.shape[1] > int(labels.max())
+    loss = F.cross_entropy(output, labels) if classified else 0.5 * output.square().mean()
     (grad,) = torch.autograd.grad(loss, seen["output"])
     return Recorded(seen["inputs"], seen["output"].detach(), grad)
-
-
-def _loss(output: Tensor, labels: Tensor) -> Tensor:
-    if output.ndim == 2 and output.shape[1] > int(labels.max()):
-        return F.cross_entropy(output, labels)
-    return 0.5 * output.square().mean()
 
 
 def _conv_bn(n_in: int, n_out: int) -> Iterator[nn.Module]:

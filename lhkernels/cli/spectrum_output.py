@@ -3,103 +3,123 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from shutil import get_terminal_size
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
 
 from lhkernels.cli.errors import CommandError, writing
+from lhkernels.cli.spectrum_blocks import Block, Recorded
+from lhkernels.hessian import LocalHessian, Spectrum
+from lhkernels.tables import show, table, to_text
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lhkernels.cli.spectrum_blocks import Block
-    from lhkernels.hessian import LocalHessian, Spectrum
+Found: TypeAlias = tuple[Block, LocalHessian, Spectrum]
 
 MOMENTS = 4
+BINS = 12
+LOG_ABOVE = 100.0  # ratio of the largest to the smallest above which bins are logarithmic
 
 
-def list_blocks(
-    args: argparse.Namespace, model: Any, blocks: list[Block], images: Tensor, labels: Tensor
-) -> int:
+def show_list(blocks: list[Block], seen: list[Recorded], *, as_json: bool) -> None:
     """The blocks with the shapes that pass through them."""
-    from lhkernels.cli.spectrum_blocks import record
-    from lhkernels.cli.spectrum_text import table
-
+    heads = ("block", "modules", "input", "output", "weights")
     rows = []
-    for block in blocks:
-        seen = record(model, block, images, labels)
-        weights = [p.numel() for p in block.module.parameters() if p.ndim >= 2]
-        rows.append((block.name, block.what, shape(seen.inputs), shape(seen.output), sum(weights)))
-    if args.json:
-        keys = ("block", "modules", "input", "output", "weights")
-        print(json.dumps([dict(zip(keys, row)) for row in rows], indent=2))
-        return 0
-    cells = [(name, *map(str, rest)) for name, *rest in rows]
-    print(table(("block", "modules", "input", "output", "weights"), cells, terminal_width()))
-    return 0
+    for block, what in zip(blocks, seen):
+        weights = sum(p.numel() for p in block.module.parameters() if p.ndim >= 2)
+        rows.append((block.name, block.what, shape(what.inputs), shape(what.output), weights))
+    if as_json:
+        print(json.dumps([dict(zip(heads, row)) for row in rows], indent=2))
+    else:
+        show_what_fits(heads, rows)
 
 
-def heading(args: argparse.Namespace, images: Tensor) -> list[str]:
-    from lhkernels.cli.spectrum_text import wrapped
-
+def show_heading(args: argparse.Namespace, images: Tensor) -> None:
+    """What all of the spectra are of."""
     what = "H_W, weights" if args.wrt == "weight" else "H_z, input"
     kind = "full Hessian" if args.kind == "full" else "Gauss-Newton"
-    parts = [f"{args.model} on {args.data} {shape(images)}", f"{what}", kind, args.dtype]
+    parts = [f"{args.model} on {args.data} {shape(images)}", what, kind, args.dtype]
     parts += [f"init {args.init}"] if args.init != "default" else []
     parts += [f"weights x {args.init_scale:g}"] if args.init_scale != 1 else []
-    return [*wrapped(", ".join(parts), terminal_width()), ""]
+    show(", ".join(parts), "")
 
 
-def all_blocks(found: list[tuple[Block, LocalHessian, Spectrum]]) -> str:
-    """A row per block; the columns that matter most come first."""
-    from lhkernels.cli.spectrum_text import number, percent, table
-
-    header = ("block", "dim", "largest", "smallest", "cond", "zero", "mean", "method", "form")
-    rows = [
-        (
-            block.name,
-            str(S.dim),
-            number(S.largest),
-            number(S.smallest_nonzero),
-            number(S.condition_number, 3),
-            percent(S.zero_fraction),
-            number(trace(H, S)[0] / S.dim),
-            S.method,
-            form(H),
-        )
-        for block, H, S in found
-    ]
-    return table(header, rows, terminal_width())
+def show_blocks(found: list[Found]) -> None:
+    """A row per block."""
+    heads = ("block", "dim", "largest", "smallest", "cond", "zero", "mean", "method", "form")
+    rows = []
+    for block, H, S in found:
+        extremes = number(S.largest), number(S.smallest_nonzero), number(S.condition_number, 3)
+        mean = number(trace(H, S)[0] / S.dim)
+        zero = percent(S.zero_fraction)
+        rows.append((block.name, S.dim, *extremes, zero, mean, S.method, form(H)))
+    show_what_fits(heads, rows)
 
 
-def one_block(block: Block, H: LocalHessian, S: Spectrum) -> str:
+def show_what_fits(heads: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
+    """A table of as many columns, the first ones, as the terminal has room for."""
+    for count in range(len(heads), 1, -1):
+        shown = table(heads[:count], [row[:count] for row in rows])
+        if len(to_text(shown, width=None).split("\n")[1]) <= get_terminal_size().columns:
+            break
+    show(shown)
+    if count < len(heads):
+        show(f"(too narrow for: {', '.join(heads[count:])}; --json has them)")
+
+
+def show_block(block: Block, H: LocalHessian, S: Spectrum) -> None:
     """All about one spectrum, and its histogram."""
-    from lhkernels.cli.spectrum_text import histogram, number, pairs, percent
-
-    width = terminal_width()
     sampled = f", {S.probes} probes x {S.steps} steps" if S.probes else ""
     bounds, (total, error) = S.bounds, trace(H, S)
+    smallest = f"{number(S.smallest_nonzero, 6)} ± {number(bounds.smallest_nonzero, 2)}"
     rows = [
-        ("block", f"{block.name} ({block.what})"),
-        ("dim", str(S.dim)),
+        ("dim", S.dim),
         ("form", form(H)),
         ("method", S.method + sampled),
         ("largest", f"{number(S.largest, 6)} ± {number(bounds.largest, 2)}"),
-        (
-            "smallest",
-            f"{number(S.smallest_nonzero, 6)} ± {number(bounds.smallest_nonzero, 2)} (non-zero)",
-        ),
+        ("smallest", f"{smallest} (non-zero)"),
         ("condition", number(S.condition_number, 6)),
         ("zero", f"{percent(S.zero_fraction)} (up to {number(S.zero_tolerance, 3)} counts as 0)"),
         ("trace", number(total, 6) + (f" ± {number(error, 2)}" if error else "")),
         ("moments", "  ".join(number(moment["value"]) for moment in moments(S))),
     ]
-    values, weights = S.eigenvalues.tolist(), S.weights.tolist()
-    bars = histogram(values, weights, width, "█" if unicode_output() else "#")
-    return "\n".join([pairs(rows, width), "", "eigenvalues", *bars])
+    show(table(("block", f"{block.name} ({block.what})"), rows, left=(0, 1)), "")
+    bins = histogram(S)
+    room = min(80, get_terminal_size().columns) - max(len(label) for label, _ in bins) - 10
+    unit = max(4, room) / max(part for _, part in bins)
+    char = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    bars = [(at, percent(x), char * round(x * unit) or ("." if x else "")) for at, x in bins]
+    show(table(("eigenvalues", "share", ""), bars, left=(2,)))
+
+
+def histogram(S: Spectrum) -> list[tuple[str, float]]:
+    """Bins of the non-zero eigenvalues and one for zero, each with its share.
+
+    They are of equal width; in equal ratios for a wide range of positive values. A value between
+    two bins is in the upper one.
+    """
+    kept = S.eigenvalues != 0
+    values, weights = S.eigenvalues[kept], S.weights[kept]
+    zero = float(S.weights[~kept].sum())
+    rows = [("0", zero)] if zero > 0 else []
+    if not len(values):
+        return rows
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return [*rows, (number(low), float(weights.sum()))]
+    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
+    if low > 0 and high / low > LOG_ABOVE:
+        edges = torch.logspace(math.log10(low), math.log10(high), BINS + 1, dtype=torch.float64)
+    at = torch.bucketize(values, edges[1:-1], right=True)
+    shares = torch.bincount(at, weights, BINS)
+    labels = [f"{number(a, 3)} to {number(b, 3)}" for a, b in itertools.pairwise(edges.tolist())]
+    return [*rows, *zip(labels, shares.tolist())]
 
 
 def moments(S: Spectrum) -> list[dict[str, float]]:
@@ -107,11 +127,6 @@ def moments(S: Spectrum) -> list[dict[str, float]]:
     highest = MOMENTS if not S.probes else min(MOMENTS, 2 * S.steps - 1)
     found = [S.moment(k) for k in range(1, highest + 1)]
     return [{"value": m.value, "standard_error": m.standard_error} for m in found]
-
-
-def form(H: LocalHessian) -> str:
-    """Whether the block has a closed form."""
-    return "autograd" if H.form == "autograd" else "closed"
 
 
 def trace(H: LocalHessian, S: Spectrum) -> tuple[float, float]:
@@ -123,43 +138,31 @@ def trace(H: LocalHessian, S: Spectrum) -> tuple[float, float]:
     return value * S.dim, error * S.dim if S.probes else 0.0
 
 
-def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
-    """A row for programs; what does not exist is null."""
-    total, error = trace(H, S)
-    row = {
-        "block": block.name,
-        "modules": block.what,
-        "dim": S.dim,
-        "form": form(H),
-        "method": S.method,
-        "probes": S.probes,
-        "steps": S.steps,
-        "largest": S.largest,
-        "smallest": S.smallest,
-        "smallest_nonzero": S.smallest_nonzero,
-        "bounds": dict(S.bounds._asdict()),
-        "condition_number": S.condition_number,
-        "zero_fraction": S.zero_fraction,
-        "zero_tolerance": S.zero_tolerance,
-        "trace": total,
-        "trace_standard_error": error,
-        "moments": moments(S),
-    }
-    return without_nan(row)
-
-
-def without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def options(args: argparse.Namespace) -> dict[str, Any]:
+def print_json(args: argparse.Namespace, found: list[Found]) -> None:
+    """The options and a row per block; what does not exist is null."""
     hidden = ("run", "command", "json", "list", "plot")
-    return {name: value for name, value in vars(args).items() if name not in hidden}
+    options = {name: value for name, value in vars(args).items() if name not in hidden}
+    report = {"options": options, "blocks": [as_json(*one) for one in found]}
+    print(json.dumps(report, indent=2, allow_nan=False, default=str))
 
 
-def draw(found: list[tuple[Block, LocalHessian, Spectrum]], args: argparse.Namespace) -> None:
+def as_json(block: Block, H: LocalHessian, S: Spectrum) -> dict[str, Any]:
+    """A row for programs."""
+    names = "largest smallest smallest_nonzero bounds condition_number zero_fraction zero_tolerance"
+    row = {"block": block.name, "modules": block.what, "dim": S.dim, "form": form(H)}
+    row |= {name: getattr(S, name) for name in ("method", "probes", "steps", *names.split())}
+    row["bounds"] = finite(S.bounds._asdict())
+    row["trace"], row["trace_standard_error"] = trace(H, S)
+    return finite(row | {"moments": moments(S)})
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """None for infinity and NaN, which JSON has not."""
+    bad = {key for key, x in row.items() if isinstance(x, float) and not math.isfinite(x)}
+    return {key: None if key in bad else value for key, value in row.items()}
+
+
+def draw(found: list[Found], file: Path) -> None:
     """A histogram per block, in a file."""
     try:
         from matplotlib.figure import Figure
@@ -174,17 +177,26 @@ def draw(found: list[tuple[Block, LocalHessian, Spectrum]], args: argparse.Names
         axes.set_title(f"{block.name}, {block.what}")
     for axes in panels[len(found) :]:
         axes.set_axis_off()
-    with writing("--plot", Path(args.plot)):
-        figure.savefig(args.plot)
-    print(f"\nwritten to {args.plot}", file=sys.stderr)
+    with writing("--plot", file):
+        figure.savefig(file)
+    print(f"\nwritten to {file}", file=sys.stderr)
 
 
-def terminal_width() -> int:
-    return max(30, min(80, shutil.get_terminal_size().columns))
+def number(value: float | None, digits: int = 4) -> str:
+    """Four digits, short."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
-def unicode_output() -> bool:
-    return (sys.stdout.encoding or "").lower().startswith("utf")
+def percent(share: float) -> str:
+    """A share in percent; 0 and 100 only where they are exact."""
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 < share < 1 else f"{100 * share:.1f}%"
+
+
+def form(H: LocalHessian) -> str:
+    """Whether the block has a closed form."""
+    return "autograd" if H.form == "autograd" else "closed"
 
 
 def shape(tensor: Tensor) -> str:

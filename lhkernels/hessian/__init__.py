@@ -13,8 +13,10 @@ autograd            products for everything else
 trace               trace of an operator, exact or estimated
 spectrum            :func:`.spectrum`: eigenvalues, exact or by Lanczos quadrature
 distribution        :class:`.Spectrum`: eigenvalues and weights, bounds, moments, density
+spectrum_plot       and their picture
 marchenko_pastur    :class:`.MarchenkoPastur`: the law of random weights
 back_matching       :func:`.back_matching`: Procedure 1 of the paper
+arguments           numbers that users pass, checked
 =================== =======================================================================
 """
 

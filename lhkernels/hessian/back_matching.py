@@ -16,6 +16,7 @@ from lhkernels.hessian.matching_problem import (
     MatchingProblem,
 )
 from lhkernels.hessian.snapshot import KeptRandomState
+from lhkernels.tables import table, to_text
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,17 @@ class BackMatching:
         header = ("", "block", "parameters", "loss", "after (3)", "after (4)")
         rows = [
             (
-                str(index),
+                index,
                 block.name,
-                str(sum(tensor.numel() for tensor in block.parameters.values())),
+                sum(tensor.numel() for tensor in block.parameters.values()),
                 f"{block.loss:.4g}",
                 _share(block.loss_weight, block.loss),
                 _share(block.loss_input, block.loss),
             )
             for index, block in enumerate(self.blocks)
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
-        rule = "-" * max(map(len, lines))
-        return "\n".join((f"back-matching, {len(self)} blocks", rule, lines[0], rule, *lines[1:]))
+        title = f"back-matching, {len(self)} blocks"
+        return to_text(title, table(header, rows, left=(0, 1)), width=None)
 
 
 def back_matching(

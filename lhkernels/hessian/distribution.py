@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lhkernels.hessian import slq
+from lhkernels.hessian.arguments import elementwise, positive, shares, whole
 from lhkernels.hessian.lanczos import Ritz
-from lhkernels.hessian.marchenko_pastur import MarchenkoPastur, elementwise
+from lhkernels.hessian.marchenko_pastur import MarchenkoPastur
+from lhkernels.hessian.spectrum_plot import Bars, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_LOG_RANGE = 100.0  # 95 % quantile over 5 % quantile from which a logarithmic axis is taken
+_DECADES = 14.0  # a logarithmic axis goes no further down than this below the largest
 
 
 class Moment(NamedTuple):
@@ -144,10 +148,7 @@ class Spectrum:
         """The smallest x with ``cdf(x) >= q``, for q in [0, 1]."""
 
         def at(t: Tensor) -> Tensor:
-            outside = ~((t >= 0.0) & (t <= 1.0))
-            if outside.any():
-                raise ValueError(f"quantile: q={t[outside].flatten()[0].item()!r} not in [0, 1]")
-            return self._measure.quantile(t.cpu()).to(t.device)
+            return self._measure.quantile(shares("quantile: q", t).cpu()).to(t.device)
 
         return elementwise("q", q, at)
 
@@ -164,26 +165,17 @@ class Spectrum:
         """
         if width is None:
             width = self.default_width()
-        elif (
-            isinstance(width, bool)
-            or not isinstance(width, Real)
-            or not 0 < float(width) < math.inf
-        ):
-            raise ValueError(f"density: width={width!r} is not finite and > 0; pass None, or a std")
-        fixed = float(width)
-        return elementwise("x", x, lambda t: self._measure.smoothed(t.cpu(), fixed).to(t.device))
+        std = positive("density: width", width, "pass None, or a standard deviation")
+        return elementwise("x", x, lambda t: self._measure.smoothed(t.cpu(), std).to(t.device))
 
     def default_width(self) -> float:
         """The width that :meth:`density` takes: Silverman's rule."""
-        keep = self.eigenvalues != 0
-        values, weights = self.eigenvalues[keep], self.weights[keep]
+        values, weights = self._nonzero()
         if not values.numel():
             return 1.0
-        weights = weights / weights.sum()
         mean = (weights * values).sum()
         spread = float((weights * (values - mean) ** 2).sum().sqrt())
-        at = torch.searchsorted(weights.cumsum(0), torch.tensor([0.25, 0.75], dtype=weights.dtype))
-        low, high = values[at.clamp(max=values.numel() - 1)].tolist()
+        low, high = _quantiles(values, weights, 0.25, 0.75)
         if high > low:
             spread = min(spread, (high - low) / 1.34)
         count = values.numel() / max(1, self.probes)
@@ -200,9 +192,7 @@ class Spectrum:
             ValueError: a ``k`` that is not a whole number >= 0, or beyond ``2 * steps - 1``, up to
                 which the quadrature of a probe is exact.
         """
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
-            raise ValueError(f"moment: k={k!r} is not a whole number >= 0")
-        k = int(k)
+        k = whole("moment: k", k, 0, "pass 0, 1, 2 ...")
         if k == 0:
             return Moment(1.0, torch.finfo(torch.float64).eps)
         if k > 2 * self.steps - 1 and not all(q.exhausted for q in self._quadratures):
@@ -219,6 +209,35 @@ class Spectrum:
         value, error = slq.moment(self._quadratures, self.dim, k)
         return Moment(value, math.hypot(error, floor))
 
+    def histogram(self, law: MarchenkoPastur | None = None, bins: int = 50) -> Bars | None:
+        """Bars of equal width, from the CDF; None for a spectrum of zeros only.
+
+        The axis is logarithmic where all eigenvalues are >= 0, no ``law`` is to be drawn over it,
+        and the 95 % quantile of the non-zero ones is more than 100 times the 5 % quantile.
+        """
+        values, weights = self._nonzero()
+        if not values.numel():
+            return None
+        low, high = float(values[0]), float(values[-1])
+        near_low, near_high = _quantiles(values, weights, 0.05, 0.95)
+        log = law is None and low > 0 and near_high / near_low > _LOG_RANGE
+        if log:
+            low = max(self.smallest_nonzero, high / 10.0**_DECADES)
+            start, stop = math.log10(low) - 0.02, math.log10(high) + 0.02
+            edges = torch.logspace(start, stop, bins + 1, dtype=torch.float64)
+            widths = edges.log10().diff()
+        else:
+            if law is not None:
+                low, high = min(low, law.support.low), max(high, law.support.high)
+            margin = 0.01 * (high - low) if high > low else 0.05 * abs(high)
+            start = 0.0 if 0.0 <= low < 0.1 * high else low - margin
+            edges = torch.linspace(start, high + margin, bins + 1, dtype=torch.float64)
+            widths = edges.diff()
+        mass = self.cdf(edges).diff()
+        # A bar is the interval (left, right]: that with zero in it loses the atom.
+        mass[(edges[:-1] < 0) & (edges[1:] >= 0)] -= self.zero_fraction
+        return Bars(edges, mass.clamp(min=0.0) / widths, log)
+
     def plot(self, ax: Axes | None = None, law: MarchenkoPastur | str | None = "auto") -> Axes:
         """Histogram of the non-zero eigenvalues, with the Marchenko-Pastur law where it applies.
 
@@ -232,9 +251,21 @@ class Spectrum:
         Raises:
             ModuleNotFoundError: matplotlib is missing.
         """
-        from lhkernels.hessian.spectrum_plot import plot
+        if isinstance(law, str):
+            if law != "auto":
+                raise ValueError(f"plot: law={law!r}; pass 'auto', None or a MarchenkoPastur")
+            law = self.law
+        elif law is not None and not isinstance(law, MarchenkoPastur):
+            raise TypeError(f"plot: law is a {type(law).__name__}; pass a MarchenkoPastur or None")
+        size = self.eigenvalues.abs()
+        unresolved = self.eigenvalues[(size > 0) & (self.errors > size)]
+        bars = self.histogram(law)
+        return draw(ax, bars, law, self.method, unresolved, self.zero_fraction, self.dim)
 
-        return plot(self, ax, law)
+    def _nonzero(self) -> tuple[Tensor, Tensor]:
+        """The non-zero eigenvalues, and weights that sum to 1."""
+        keep = self.eigenvalues != 0
+        return self.eigenvalues[keep], self.weights[keep] / self.weights[keep].sum()
 
     def _smallest_nonzero_index(self) -> int | None:
         size = self.eigenvalues.abs()
@@ -250,3 +281,9 @@ class Spectrum:
             f"[{self.smallest:.6g}, {self.largest:.6g}], {100 * self.zero_fraction:.4g} % zero "
             f"(|x| <= {self.zero_tolerance:.3g}), condition number {self.condition_number:.6g})"
         )
+
+
+def _quantiles(values: Tensor, weights: Tensor, *parts: float) -> list[float]:
+    """Of ascending values whose weights sum to 1."""
+    at = torch.searchsorted(weights.cumsum(0), torch.tensor(parts, dtype=weights.dtype))
+    return values[at.clamp(max=values.numel() - 1)].tolist()

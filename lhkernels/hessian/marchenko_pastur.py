@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lhkernels.hessian.arguments import elementwise, positive, shares, whole
 
 _SERIES_BELOW = 0.05  # under this sqrt(ratio), the closed form of the CDF cancels: use its series
 _SERIES_TERMS = 16  # 0.05^14 / 16 is far below the rounding of a double
@@ -58,13 +59,12 @@ class MarchenkoPastur:
     def __init__(
         self, ratio: float, variance: float | None = 1.0, normalized: bool = False
     ) -> None:
-        self.ratio = _positive("ratio", ratio, "pass n_out / n_in")
+        self.ratio = positive("MarchenkoPastur: ratio", ratio, "pass n_out / n_in", TypeError)
         self.normalized = bool(normalized)
         self.variance: float | None = None
         if not self.normalized:
-            self.variance = _positive(
-                "variance", variance, "pass n_out times the variance of an entry, such as 1.0"
-            )
+            remedy = "pass n_out times the variance of an entry, such as 1.0"
+            self.variance = positive("MarchenkoPastur: variance", variance, remedy, TypeError)
 
     @property
     def mean(self) -> float:
@@ -88,9 +88,7 @@ class MarchenkoPastur:
 
         Correctly rounded; ``inf`` where it is larger than any float.
         """
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
-            raise ValueError(f"moment: k={k!r} is not a whole number >= 0")
-        k = int(k)
+        k = whole("moment: k", k, 0, "pass 0, 1, 2 ...")
         if k == 0:
             return 1.0
         # In whole numbers: powers of the ratio and of the mean leave a double's range on the way.
@@ -152,11 +150,8 @@ class MarchenkoPastur:
         return torch.where(x.isnan(), x, torch.where(x >= high, torch.ones_like(x), total))
 
     def _quantile(self, q: Tensor) -> Tensor:
-        outside = ~((q >= 0.0) & (q <= 1.0))
-        if outside.any():
-            raise ValueError(f"quantile: q={q[outside].flatten()[0].item()!r} is outside [0, 1]")
         low, high = self.support
-        target = ((q - self.atom) / min(1.0, self.ratio)).clamp(0.0, 1.0)
+        target = ((shares("quantile: q", q) - self.atom) / min(1.0, self.ratio)).clamp(0.0, 1.0)
         left, right = torch.zeros_like(q), torch.full_like(q, math.pi)
         for _ in range(60):  # halves [0, pi] down to the rounding of a double
             middle = (left + right) / 2.0
@@ -189,35 +184,3 @@ class MarchenkoPastur:
         if self.normalized:
             return f"MarchenkoPastur(ratio={self.ratio!r}, normalized=True)"
         return f"MarchenkoPastur(ratio={self.ratio!r}, variance={self.variance!r})"
-
-
-def _positive(name: str, value: Any, remedy: str) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"MarchenkoPastur: {name}={value!r} is not a number; {remedy}")
-    number = float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"MarchenkoPastur: {name}={value!r} is not finite and > 0; {remedy}")
-    return number
-
-
-def elementwise(name: str, x: Any, function: Any) -> Any:
-    """``function`` of a float64 tensor, for a tensor, array, list, tuple or number."""
-    if isinstance(x, Tensor):
-        if x.is_complex():
-            raise TypeError(f"{name} is complex ({x.dtype}); pass real numbers")
-        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-        return function(x.detach().double()).to(dtype)
-    if isinstance(x, Real):
-        return function(torch.tensor(float(x), dtype=torch.float64)).item()
-    if isinstance(x, list | tuple):
-        values = function(torch.tensor(x, dtype=torch.float64)).tolist()
-        return values if isinstance(x, list) else tuple(values)
-    if hasattr(x, "__array__"):
-        array = x.__array__()
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} is an array of {array.dtype}; pass real numbers")
-        values = function(torch.tensor(array.astype("float64"))).numpy()
-        return values.astype(array.dtype) if array.dtype.kind == "f" else values
-    raise TypeError(f"{name} is a {type(x).__name__}; pass a tensor, an array, a list or a number")

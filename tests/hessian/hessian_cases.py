@@ -1,5 +1,7 @@
 """Small blocks of many kinds, and their Hessians the slow way: dense, by torch.func in float64."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -114,7 +116,7 @@ def at_points(block, x, wrt):
 
 def dense_gauss_newton(block, x, wrt):
     """J^T J, J by torch.func.jacrev."""
-    function, point = at_points(block, x, wrt)
+    function, point = at_points(copy.deepcopy(block), x, wrt)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         J = torch.func.jacrev(function)(point).reshape(-1, point.numel())
     return J.T @ J

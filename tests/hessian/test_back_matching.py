@@ -200,5 +200,5 @@ def test_table():
     lines = text.splitlines()
     assert lines[0] == "back-matching, 3 blocks"
     assert max(map(len, lines)) <= 80
-    assert [line.split()[1] for line in lines[4:]] == ["Residual", "Residual", "Sequential"]
-    assert lines[4].split()[-1] == "-"
+    assert [line.split()[1] for line in lines[3:]] == ["Residual", "Residual", "Sequential"]
+    assert lines[3].split()[-1] == "-"

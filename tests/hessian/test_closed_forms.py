@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from hessian_cases import dense_gauss_newton, relative_error
 from torch import nn
 
 from lhkernels import _extension, ops
@@ -82,28 +83,9 @@ def with_norm(rng, layer, spatial, mode):
     return block.eval() if mode == "eval" else block
 
 
-def gauss_newton(block, x, wrt):
-    """J^T J, written without the library."""
-    block = copy.deepcopy(block)
-    for part in block.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
-            part.running_mean = part.running_var = part.num_batches_tracked = None
-    name, weight = next((n, p.detach()) for n, p in block.named_parameters() if p.ndim >= 2)
-    if wrt == "weight":
-
-        def forward(w):
-            return torch.func.functional_call(block, {name: w}, (x,))
-
-        point = weight
-    else:
-        forward, point = block, x
-    jacobian = torch.func.jacrev(forward)(point).detach().reshape(-1, point.numel())
-    return jacobian.T @ jacobian
-
-
 def assert_close(actual, expected, tolerance=1e-9):
     assert actual.shape == expected.shape
-    error = (actual - expected).abs().max() / expected.abs().max()
+    error = relative_error(actual, expected)
     assert error <= tolerance, f"relative error {error:.1e}"
 
 
@@ -121,7 +103,7 @@ def test_every_form_is_the_dense_matrix(spatial, norm, wrt):
             block(x)
         except (RuntimeError, ValueError):
             continue  # the kernel is larger than the input, or one value for a channel
-        expected = gauss_newton(block, x, wrt)
+        expected = dense_gauss_newton(block, x, wrt)
         for form in FORMS if wrt == "weight" else FORMS[1:]:
             try:
                 H = LocalHessian(block, x, wrt, form=form, memory_limit=rng.choice([None, 1, 3000]))
@@ -176,7 +158,7 @@ def biased(name, mean):
 @pytest.mark.parametrize("name", BIASED)
 def test_a_large_mean_of_the_inputs_costs_no_digits(name, mean, wrt):
     block, x = biased(name, mean)
-    expected = gauss_newton(copy.deepcopy(block).double(), x.double(), wrt)
+    expected = dense_gauss_newton(copy.deepcopy(block).double(), x.double(), wrt)
     for form in ("gram", "factored") if wrt == "weight" else ("factored",):
         H = LocalHessian(block, x, wrt, form=form)
         assert_close(H.dense(), expected, 2e-6)
@@ -204,7 +186,7 @@ def test_trace_and_spectrum_where_the_norm_takes_nearly_all_away():
     """One direction has 10^4 times the variance of the others, and w is almost along it."""
     block, _ = biased("linear", 0)
     x = torch.randn(33, 7) + 100 * torch.randn(33, 1)
-    expected = gauss_newton(copy.deepcopy(block).double(), x.double(), "weight")
+    expected = dense_gauss_newton(copy.deepcopy(block).double(), x.double(), "weight")
     H = LocalHessian(block, x, form="gram")
     H @ torch.ones(H.dim)  # float32 factors are there
     assert_close(H.trace(), expected.trace(), 2e-6)
@@ -233,7 +215,7 @@ def test_the_paper_s_approximation(spatial):
             plain = copy.deepcopy(layer)
             if wrt == "input":
                 plain.weight.data *= root.view(-1, *(1,) * (1 + spatial))
-            expected = gauss_newton(plain, x, wrt)
+            expected = dense_gauss_newton(plain, x, wrt)
             if wrt == "weight":
                 each = root.repeat_interleave(layer.weight[0].numel())
                 expected = each[:, None] * expected * each
@@ -332,7 +314,7 @@ def test_a_further_parameter_has_its_rows(normed):
     """A closed form knows of one weight; the other's rows are zero."""
     layer, x = nn.Linear(4, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     block = nn.Sequential(layer, nn.BatchNorm1d(3, dtype=torch.float64)) if normed else layer
-    expected = gauss_newton(block, x, "weight")
+    expected = dense_gauss_newton(block, x, "weight")
     layer.extra = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
     H = LocalHessian(block, x)
     assert H.dim == 12 + 6
@@ -361,39 +343,3 @@ def test_what_the_module_refuses_is_refused(block, shape, wrt):
         LocalHessian(block, x, wrt)
     with pytest.raises(type(ours.value)):
         block(x)
-
-
-@pytest.mark.skipif(_extension.reason() is not None, reason="no C++ extension")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_operators_are_well_formed(dtype):
-    x = torch.randn(3, 4, 6, 5, dtype=dtype)
-    weight = torch.randn(6, 2, 3, 2, dtype=dtype)
-    geometry = patches.Geometry((3, 2), (2, 1), (1, 0), (1, 2), 2)
-    mean = patches.mean(x, geometry)
-    rows = torch.randn(5, 6, 12, dtype=dtype)
-    scale, direction = torch.rand(6, dtype=dtype), torch.randn(6, 12, dtype=dtype)
-    gram = ops.patch_gram(x, geometry, mean, 1 << 20)
-    inputs = torch.randn(2, *x.shape, dtype=dtype)
-    places = torch.randn(3, 6, *geometry.output_size(x.shape[2:]), dtype=dtype)
-    lists = [list(numbers) for numbers in geometry[:4]]
-    calls = {
-        "patch_gram": (x, *lists, 2, mean, 1 << 20),
-        "gram_hvp": (gram, rows, scale, direction, 1 << 20),
-        "patch_hvp": (x, *lists, 2, mean, rows, scale, direction, 1 << 20),
-        "input_hvp": (inputs, weight, *lists, 2, scale, places, 1 << 20),
-    }
-    tests = ("test_schema", "test_faketensor")
-    for name, args in calls.items():
-        torch.library.opcheck(getattr(torch.ops.lhkernels, name).default, args, test_utils=tests)
-        same = {
-            "patch_gram": lambda: patches.patch_gram(x, geometry, mean, 1 << 20),
-            "gram_hvp": lambda: patches.gram_hvp(gram, rows, scale, direction, 1 << 20),
-            "patch_hvp": lambda: patches.patch_hvp(
-                x, geometry, mean, rows, scale, direction, 1 << 20
-            ),
-            "input_hvp": lambda: patches.input_hvp(
-                inputs, weight, geometry, scale, places, 1 << 20
-            ),
-        }[name]()
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-        assert_close(getattr(torch.ops.lhkernels, name)(*args), same, tolerance)

@@ -11,7 +11,7 @@ from matplotlib import pyplot  # noqa: E402
 
 from lhkernels.hessian.marchenko_pastur import MarchenkoPastur  # noqa: E402
 from lhkernels.hessian.spectrum import spectrum  # noqa: E402
-from lhkernels.hessian.spectrum_plot import curve, histogram  # noqa: E402
+from lhkernels.hessian.spectrum_plot import curve  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def texts(ax):
 @pytest.mark.parametrize("law", [None, MarchenkoPastur(0.5)])
 def test_the_area_of_the_bars_is_the_nonzero_part(method, law):
     S = spectrum(layer(0.5), method, **({} if method == "exact" else {"probes": 20}))
-    bars = histogram(S, law)
+    bars = S.histogram(law)
     assert not bars.log
     area = float((bars.heights * bars.edges.diff()).sum())
     assert area == pytest.approx(1 - S.zero_fraction, abs=2e-3)
@@ -44,7 +44,7 @@ def test_the_area_of_the_bars_is_the_nonzero_part(method, law):
 
 def test_every_eigenvalue_is_in_a_bar_and_zero_in_none():
     values = torch.tensor([-3.0, -1.0, -1e-4, 0.0, 0.0, 1e-4, 2.0, 5.0])
-    bars = histogram(spectrum(torch.diag(values)), bins=37)
+    bars = spectrum(torch.diag(values)).histogram(bins=37)
     counts = bars.heights * bars.edges.diff() * len(values)
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-9)
     assert float(counts.sum()) == pytest.approx(6.0)
@@ -55,7 +55,7 @@ def test_every_eigenvalue_is_in_a_bar_and_zero_in_none():
 def test_a_wide_range_gets_a_logarithmic_axis():
     values = torch.logspace(-9, 0, 90, dtype=torch.float64)
     S = spectrum(torch.diag(torch.cat([values, torch.zeros(10)])))
-    bars = histogram(S)
+    bars = S.histogram()
     assert bars.log
     decades = bars.edges.log10().diff()
     assert float((bars.heights * decades).sum()) == pytest.approx(0.9)
@@ -65,7 +65,7 @@ def test_a_wide_range_gets_a_logarithmic_axis():
     assert ax.get_ylabel() == "fraction per decade"
     assert "not resolved" not in texts(ax)
     assert S.plot(law=MarchenkoPastur(1.0)).get_xscale() == "linear"
-    assert histogram(spectrum(torch.diag(values - 0.1))).log is False
+    assert spectrum(torch.diag(values - 0.1)).histogram().log is False
 
 
 def test_unresolved_small_eigenvalues_are_hatched():
@@ -84,7 +84,7 @@ def test_the_law_is_drawn_over_the_bars(c, normalized):
     x, y = (torch.as_tensor(v) for v in line.get_data())
     assert float(torch.trapezoid(y, x)) == pytest.approx(min(1.0, c), abs=0.03)
     torch.testing.assert_close(y, law.pdf(x))
-    bars = histogram(S, law)
+    bars = S.histogram(law)
     assert ax.get_ylim()[1] > float(bars.heights.max())
     assert ax.get_ylim()[1] < 20 * float(bars.heights.max())  # c = 1: not up to infinity
     assert "Marchenko-Pastur" in texts(ax)
@@ -103,7 +103,7 @@ def test_the_law_of_the_spectrum_is_the_default():
 
 def test_the_curve_on_a_logarithmic_axis_has_the_same_area():
     law = MarchenkoPastur(2.0)
-    bars = histogram(spectrum(torch.diag(torch.logspace(-6, 0, 50))))
+    bars = spectrum(torch.diag(torch.logspace(-6, 0, 50))).histogram()
     x, y = curve(law, bars)
     assert float(torch.trapezoid(y, x.log10())) == pytest.approx(1.0, abs=1e-3)
 
