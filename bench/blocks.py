@@ -1,8 +1,7 @@
 """Blocks, and ways to multiply their Gauss-Newton Hessian by K vectors: ours and those in use.
 
-A contender is a function from a :class:`Problem` to a product ``(dim, K) -> (dim, K)``. What can be
-shared between products (the graph, the forward pass) is built when the product is made and used for
-all K vectors; nothing is computed that the result does not need.
+A contender makes of a :class:`Problem` a product ``(dim, K) -> (dim, K)``. What products can share
+(the graph, the forward pass) is built once; nothing is computed that the result does not need.
 """
 
 import copy
@@ -24,10 +23,7 @@ SPATIAL = {"linear": 0, "conv1d": 1, "conv2d": 2}
 
 @dataclass(frozen=True)
 class Case:
-    """One block, its input, and how many vectors are multiplied at once.
-
-    Convolutions keep ``size``, their input's side (3 taps, padding 1); it is 0 for linear layers.
-    """
+    """A block; ``size`` is its input's side, which convolutions keep, and 0 for linear layers."""
 
     kind: str
     n_in: int

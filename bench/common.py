@@ -34,8 +34,8 @@ def add_kinds(kinds: Any) -> None:
 
     for module in (step, hvp, scaling, suite, report):
         kind, brief = module.__name__.rpartition(".")[2], module.__doc__.partition(".\n")[0]
-        about = {"help": brief, "description": module.__doc__}
-        parser = kinds.add_parser(kind, **about, formatter_class=RawDescriptionHelpFormatter)
+        about = {"description": module.__doc__, "formatter_class": RawDescriptionHelpFormatter}
+        parser = kinds.add_parser(kind, help=brief, **about)
         parser.set_defaults(run=partial(execute, module), device=CPU, plots=None)
         parser.add_argument("--json", action="store_true", help="print JSON on stdout")
         if hasattr(module, "add_options"):
@@ -47,16 +47,13 @@ def add_kinds(kinds: Any) -> None:
 
 def add_timing(parser: Any, seconds: float, what: str) -> None:
     """``--device`` and ``--seconds``."""
-    where = "auto, cpu, cuda (default: auto)"
-    parser.add_argument("--device", type=options.device, default="auto", help=where)
-    long = f"{what}'s time (default: {seconds:g})"
-    parser.add_argument("--seconds", type=options.positive, default=seconds, help=long)
+    add, long = parser.add_argument, f"{what}'s time (default: {seconds:g})"
+    add("--device", type=options.device, default="auto", help="auto, cpu, cuda (default: auto)")
+    add("--seconds", type=options.positive, default=seconds, help=long)
 
 
 def execute(kind: ModuleType, args: Any) -> int:
     """Print each table as soon as its rows are measured; keep all, and draw how cost grows."""
-    from bench.report import draw_scaling
-
     if args.plots is not None:
         check_writable("--plots", args.plots / "scaling.png")
     path = Path(args.save or "", environment.machine(args.device), f"{args.kind}.json")
@@ -81,6 +78,8 @@ def execute(kind: ModuleType, args: Any) -> int:
     elif args.save is not None:
         print(f"\nwritten: {path}")
     if args.plots is not None:
+        from bench.report import draw_scaling
+
         with writing("--plots", args.plots):
             draw_scaling(report, args.plots)
     return 0

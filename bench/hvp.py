@@ -1,10 +1,9 @@
 """Time H @ V for the local Gauss-Newton Hessian of a block and K vectors, in float32.
 
 A round times every contender once with its one-time part ('fresh': a new operator and its first
-product) and once without ('again': one more product of it); 'once' is the difference. The speed-up
-beside them is the median over rounds of the best peer's time of that kind to this one's. 'peak' is
-what a fresh operator and one product allocate at most, 'error' the relative Frobenius distance to a
-float64 product.
+product) and once without ('again': one more product); 'once' is the difference. Speed-ups beside
+them are medians over rounds of the best peer's time of that kind to this one's. 'peak' is what a
+fresh operator and one product allocate, 'error' the relative Frobenius distance to a float64 one.
 """
 
 import gc
@@ -51,8 +50,7 @@ def measure(args: Any) -> Measured:
         print(f"measuring the memory of {name} ...", file=sys.stderr, flush=True)
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a process of its own
             work = (peaks, name, [*cases.values()], args.device, torch.get_num_threads())
-            for key, peak in zip(cases, pool.submit(*work).result()):
-                known[key, name] = peak
+            known |= {(key, name): peak for key, peak in zip(cases, pool.submit(*work).result())}
     for key, case in cases.items():
         rows = compare(args, case, chosen)
         yield [{"case": key, **r, "peak_bytes": known.get((key, r["contender"]))} for r in rows]

@@ -6,8 +6,7 @@ All tables are printed, or updated in Markdown files between the lines
     <!-- /bench:TABLE -->
 
 Tables: step, hvp, hvp-all, slopes, norms, spectrum. The machine, a folder of --results, is needed
-where several have such a file. Below a table stand the command that makes its figures, the hardware
-and the file that they come from.
+where several have such a file. Below stand the command that makes the figures, hardware and file.
 """
 
 import json
@@ -86,13 +85,10 @@ def pages(files: list[str] | None, results: Path) -> Iterator[tuple[Path, str, s
     for path in map(Path, files or filter(Path.exists, every)) if files is not None else ():
         try:
             text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"{path} can't be read: {error}") from error
-        if OPENING.search(text):
-            try:
+            if OPENING.search(text):
                 yield path, text, filled(text, results, path.parent)
-            except CommandError as error:
-                raise CommandError(f"{path}: {error}") from error
+        except (OSError, UnicodeDecodeError, CommandError) as error:
+            raise CommandError(f"{path}: {error}") from error
 
 
 def filled(text: str, results: Path, base: Path) -> str:
@@ -217,9 +213,8 @@ def draw_roofline(report: dict[str, Any], folder: Path) -> list[Path]:
         if start < end:
             axes.plot([start, end], [start / ns, end / ns], color="0.75", lw=0.8, zorder=1)
             axes.text(end, end / ns, f"{ns:.2g} ns", color="0.4", size=9, ha="right", va="top")
-    axes.set(xlabel="bytes read and written for an element of the parameters")
-    title = "opt.step(), float32: a point a network; grey: time for an element"
-    axes.set(ylabel="achieved GB/s", title=title)
+    axes.set(xlabel="bytes read and written for an element of the parameters", ylabel="GB/s")
+    axes.set(title="opt.step(), float32: a point a network; grey: time for an element")
     axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return [save(axes, report, (10, 20, 44, 68, 100), folder / "roofline.png")]
 
@@ -244,8 +239,8 @@ def save(axes: Any, report: dict[str, Any], ticks: Iterable[int], path: Path) ->
     """As PNG, with plain numbers and the machine in the title."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    machine = "{device}, {threads} threads".format(**report["environment"])
-    axes.set_title(f"{machine}\n{axes.get_title()}", fontsize=11)
+    title = "{device}, {threads} threads\n".format(**report["environment"]) + axes.get_title()
+    axes.set_title(title, fontsize=11)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")

@@ -2,9 +2,8 @@
 
 Steps against the number of tensors (10 million elements in 1 to 10,000) and of elements (in 10
 tensors), Hessian-vector products (conv2d 64->64 + BN at 16x16) against the number of vectors and
-the batch. Each point is one comparison in alternation, made in several passes over all points and
-the median taken: a machine that stalls for seconds spoils one pass. What a power law explains is
-the upper end of a curve, so slopes (log-log) are fitted there.
+the batch. A point is a comparison in alternation, its times medians of passes over all points: a
+machine that stalls for seconds spoils one. Slopes (log-log) are fitted to the upper ends.
 """
 
 import math
@@ -96,10 +95,7 @@ def curves(rows: Rows, part: str, field: str = "ms") -> dict[str, dict[int, floa
 
 
 def fit(curve: dict[int, float], part: str) -> tuple[float, dict[int, float]] | None:
-    """The slope of the last three points (of tensors: two), and the power law at both their ends.
-
-    None with fewer than two points.
-    """
+    """The slope of the last three points (of tensors: two), and their power law at both ends."""
     last = sorted(curve.items())[-2 if part == "step-tensors" else -3 :]
     if len(last) < 2:
         return None

@@ -3,8 +3,7 @@
 Every contender has its own parameters, gradients and momentum buffers, so that none finds another's
 data in a cache. A round times one step of each. 'ratio' is the median over rounds of the time to
 torch.optim.SGD(fused=True), with its quartiles; 'GB/s' counts the floor of 5 accesses an element
-(20 bytes in float32): read W, gradient and momentum, write W and momentum; '/copy' is that to a
-measured dst.copy_(src). bytes_per_element, in JSON, is what the step's operations read and write.
+(20 bytes in float32); '/copy' is that to a measured dst.copy_(src).
 """
 
 import contextlib
@@ -41,10 +40,7 @@ CPU_MODELS, LARGE_MODELS = list(MODELS)[:4], list(MODELS)[4:]  # those on a GPU,
 
 
 def contenders(device: torch.device = CPU) -> dict[str, tuple[str, int, Callable]]:
-    """By name: its name on pages, how often its operations access an element, how it is made.
-
-    Torch's fused SGD and ours come first, then peers that are installed.
-    """
+    """By name: its name on pages, its operations' accesses to an element, and how it is made."""
 
     def of(make: Callable, **options: Any) -> Callable[[list[nn.Parameter]], Any]:
         return lambda ps: make(ps, **options, **HYPERPARAMETERS)
@@ -60,7 +56,7 @@ def contenders(device: torch.device = CPU) -> dict[str, tuple[str, int, Callable
         "torch loop": ("`torch.optim.SGD(foreach=False)`", 11, of(sgd, foreach=False)),
         reference: ("`ScaleAmendedSGD(foreach=False)`, the reference", 16, of(ours, foreach=False)),
     }  # fmt: skip
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError):  # peers that are installed
         import optimi
 
         how, accesses = ("triton", ONE_PASS) if device.type == "cuda" else ("foreach", 11)
@@ -74,8 +70,7 @@ def contenders(device: torch.device = CPU) -> dict[str, tuple[str, int, Callable
 
 def add_options(parser: Any) -> None:
     add, known = parser.add_argument, options.names(lambda: MODELS)
-    which = f"of {', '.join(MODELS)} (default: those that fit)"
-    add("--models", type=known, metavar="A,B", help=which)
+    add("--models", type=known, metavar="A,B", help=f"of {', '.join(MODELS)} (default: fitting)")
     known = options.names(contenders, ";")
     add("--contenders", type=known, metavar="A;B", help="names as in the table (default: all)")
     add_timing(parser, 10.0, "a model")
@@ -136,8 +131,8 @@ def cells(rows: Rows) -> Table:
     lines = [[r["contender"], *(shown(r[k], spec=s) for k, s in specs.items())] for r in rows]
     heads = ["", "ms", "ratio", "lower", "upper", "GB/s", "/copy", "launches"]
     title = "{model}: {0:.1f} M in {tensors} tensors, {dtype}, {rounds} rounds"
-    title = title.format(rows[0]["elements"] / 1e6, **rows[0])
-    return {"columns": heads, "rows": lines, "title": title}
+    made = title.format(rows[0]["elements"] / 1e6, **rows[0])
+    return {"columns": heads, "rows": lines, "title": made}
 
 
 def compared(results: Rows) -> Table:

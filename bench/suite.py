@@ -1,10 +1,9 @@
 """Time squared norms and spectra on the CPU, each way alone.
 
 The norms are those of all parameters of a network (on a GPU the step's kernel makes them itself),
-their 'error' the largest relative one against float64. A spectrum is a block's local Hessian's,
-from the block to its eigenvalues: 'largest' is the relative error of the largest against float64,
-'W1' the mean distance of the quantiles (Wasserstein-1) relative to it; ARPACK
-(scipy.sparse.linalg.eigsh) finds the largest alone.
+the spectrum that of a block's local Hessian. Errors are relative, against float64: the largest of
+all norms, that of the largest eigenvalue, and 'W1', the mean distance of the quantiles
+(Wasserstein-1) relative to it; ARPACK (scipy.sparse.linalg.eigsh) finds the largest alone.
 """
 
 import statistics
@@ -77,7 +76,7 @@ def spectra(p: Problem, key: str) -> dict[str, Callable[[], tuple]]:
     """Eigenvalues and weights by name, weights None where only the largest is found."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    dim, H = p.point.numel(), partial(LocalHessian, p.module, p.inputs)
+    n, H = p.point.numel(), partial(LocalHessian, p.module, p.inputs)
     both = attrgetter("eigenvalues", "weights")
 
     def eigvalsh(matrix: torch.Tensor) -> tuple:
@@ -90,13 +89,14 @@ def spectra(p: Problem, key: str) -> dict[str, Callable[[], tuple]]:
 
     def operator() -> LinearOperator:
         product = PEERS["double backward"](p)
-        vector = lambda v: product(torch.from_numpy(v.reshape(dim, 1)))[:, 0].numpy()  # noqa: E731
-        return LinearOperator((dim, dim), matvec=vector, dtype="float32")
+
+        def multiply(v: Any) -> Any:
+            return product(torch.from_numpy(v.reshape(n, 1)))[:, 0].numpy()
+
+        return LinearOperator((n, n), matvec=multiply, dtype="float32")
 
     # The linear block's dense matrix would be 39 GB; the other block has no Gram matrix.
-    dense = {
-        "eigvalsh(dense by vmap)": lambda: eigvalsh(PEERS["vmap(jvp + vjp)"](p)(torch.eye(dim)))
-    }
+    dense = {"eigvalsh(dense by vmap)": lambda: eigvalsh(PEERS["vmap(jvp + vjp)"](p)(torch.eye(n)))}
     gram = {"eigvalsh(X^T X)": lambda: eigvalsh(p.inputs.T @ p.inputs)}  # each n_out times
     return {
         "lhkernels, exact": lambda: both(spectrum(H(), "exact")),

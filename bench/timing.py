@@ -61,16 +61,14 @@ def count_launches(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         call()
         torch.cuda.synchronize()
-    others = ("Memcpy", "Memset", "Optimizer.")  # the last is the span of torch's own annotation
-    on_device = (e for e in trace.events() if e.device_type.name == "CUDA")
-    return sum(not e.name.startswith(others) for e in on_device)
+    skip = ("Memcpy", "Memset", "Optimizer.")  # the last is the span of torch's own annotation
+    return sum(e.device_type.name == "CUDA" and not e.name.startswith(skip) for e in trace.events())
 
 
 def busy_cores() -> float:
-    """How many cores are at work now, this process idle; 0 where the system doesn't say.
+    """How many cores others keep at work now; 0 where the system doesn't say.
 
-    With one thread a core, anything else that runs makes every barrier wait: times taken then can
-    be wrong by a factor of ten.
+    With one thread a core, they make every barrier wait: times can be wrong by a factor of ten.
     """
     ticks, stat = [], PROC / "stat"
     for pause in (0, 0.2) if stat.exists() else ():
@@ -92,8 +90,7 @@ def available(device: torch.device) -> int:
 def rise(action: Callable[[], object], device: torch.device) -> int | None:
     """Bytes by which memory rises at most while ``action`` runs; None where nobody counts.
 
-    On CUDA the allocator does. On a CPU (convolution libraries allocate for themselves) Linux has a
-    high-water mark of the resident set.
+    On a CPU convolution libraries allocate for themselves; Linux marks the largest resident set.
     """
     gc.collect()
     if device.type == "cuda":
