@@ -20,7 +20,6 @@ from lhkernels.step.global_norms import GlobalNorms
 from lhkernels.step.layout import has_own_memory
 from lhkernels.step.members import Kept, Members, Part, check, gather, sort
 from lhkernels.step.norms import warn_of_unseen_write
-from lhkernels.step.torch_ops import ReferenceSet
 
 
 @dataclass(slots=True)
@@ -86,10 +85,10 @@ class Work:
         scales: Sequence[Tensor | None] = [None] * len(self.grads)
         if coefficients is not None:
             sound = (coefficients * self.norms()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-            scales = sound.to(reference.norm_dtype(self.set.params[0].dtype)).split(1)
+            scales = sound.split(1)
         buffers: list[Tensor | None] = []
         for param, grad, old, s in zip(self.set.params, self.grads, self.buffers, scales):
-            one = ReferenceSet([param.clone()], None, momentum_dtype=self.set.momentum_dtype)
+            one = type(self.set)([param.clone()], None, momentum_dtype=self.set.momentum_dtype)
             buffers += one.step([grad], [old], self.h, given._replace(scales=s))
         return buffers
 
