@@ -87,6 +87,8 @@ class StepSet(ABC):
         self.device = params[0].device
         self.blocks = blocks
         self.names = list(range(len(self.params)) if names is None else names)
+        # Whether norms that it needs have parts on other ranks.
+        self.is_cut = any(c and b.uses_norm for c, b in zip(self.cuts, blocks or ()))
         self.streams = [
             stream_of(name if cut is None else (name, cut.coordinates))
             for name, cut in zip(self.names, self.cuts)
@@ -114,12 +116,6 @@ class StepSet(ABC):
             for b in self.blocks
         ]
         return torch.tensor(numbers, dtype=self.norm_dtype, device=self.device)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether norms that it needs have parts on other ranks."""
-        blocks = self.blocks or ()
-        return any(cut is not None and block.uses_norm for cut, block in zip(self.cuts, blocks))
 
     def sq_norms(self) -> Tensor:
         """``||W_b||_F^2`` of the stored weights, (B,); 1 where the scale has no norm in it.
