@@ -179,7 +179,8 @@ class ScaleAmendedSGD(Optimizer):
     def block_scales(self) -> dict[str | int, Tensor]:
         """``s_b`` for the weights as they are now: {parameter's name or position: 0-dim tensor}.
 
-        1 where the gradient is not amended. The host does not wait for the device. With
+        1 where the gradient is not amended. The host does not wait for the device. Where parameters
+        are cut over ranks (DTensor), all ranks have to call this together. With
         scale_reference="initial", the constant is the one that the first step has found; before
         that, the one that it will find if every block then has a gradient.
 

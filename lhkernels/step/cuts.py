@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ def is_dtensor(tensor: Tensor) -> bool:
     """Whether it is a DTensor; without their module there is none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def any_dtensors(tensors: Sequence[Tensor]) -> bool:
+    """Whether any is a DTensor: of many, their types are looked at, and each type once."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(
+        issubclass(t, module.DTensor) for t in set(map(type, tensors))
+    )
 
 
 def part_here(tensor: Any) -> Tensor:

@@ -43,7 +43,7 @@ class MeshSum:
         mine = [all(here[d] == 0 for d in dims if d not in cut.dims) for cut in cuts]
         self._mine = torch.tensor([*mine, True], device=device)
         self._where = {
-            i: torch.tensor([b for b, _ in some], device="cpu") for i, some in where.items()
+            i: torch.tensor([b for b, _ in some], device=device) for i, some in where.items()
         }
         # Not the group itself: it would live on when it is destroyed, and abort the process.
         self._mesh, self._dim = _one_dimension(mesh, dims)
@@ -52,7 +52,7 @@ class MeshSum:
     def start(self, norms: Sequence[Tensor], flag: bool) -> None:
         """Begin to add up the parameters' numbers among ``norms``, a (B,) for each set."""
         device = self._mine.device
-        numbers = [norms[i][b.to(device)].to(torch.float64) for i, b in self._where.items()]
+        numbers = [norms[i][b].to(torch.float64) for i, b in self._where.items()]
         last = torch.full((1,), float(flag), dtype=torch.float64, device=device)
         total = torch.where(self._mine, torch.cat([*numbers, last]), 0.0)
         self._started = (
@@ -67,7 +67,7 @@ class MeshSum:
         handle.wait()
         first = 0
         for i, b in self._where.items():
-            norms[i][b.to(total.device)] = total[first : first + len(b)].to(norms[i].dtype)
+            norms[i][b] = total[first : first + len(b)].to(norms[i].dtype)
             first += len(b)
         return total[-1]
 
@@ -137,8 +137,8 @@ class GlobalNorms:
             here.copy_(flag, non_blocking=True)
             event.record()
             self._flag = here, event
-        elif flag.device.type != "cuda":
-            self._flag = flag, None
+        elif flag.device.type != "cuda":  # a flag that nobody has asked for yet is not lost
+            self._flag = (flag if self._flag is None else flag + self._flag[0]), None
 
     def flagged(self) -> bool:
         """Whether any rank had the flag; on GPUs as of a step ago, for which nobody has to wait.

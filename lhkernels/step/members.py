@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lhkernels.plan import Block
 from lhkernels.step.base import StepSet
-from lhkernels.step.cuts import is_dtensor, part_here, part_like
+from lhkernels.step.cuts import any_dtensors, part_here, part_like
 from lhkernels.step.layout import has_own_memory, is_dense
 
 # What a set is built from; another value in the group makes another set.
@@ -89,7 +89,7 @@ def gather(
     if has_buffers:
         known = map(state.get, wholes)
         buffers = [own.get("momentum_buffer") if own else None for own in known]
-    if not any(map(is_dtensor, wholes)):
+    if not any_dtensors(wholes):
         return Members(wholes, grads, buffers, wholes)
     with torch.no_grad():
         grads = [part_like(grad, param) for grad, param in zip(grads, wholes)]

@@ -14,7 +14,7 @@ from lhkernels import reference
 from lhkernels.hyperparameters import Hyperparameters, check_flags
 from lhkernels.plan import Block
 from lhkernels.step.base import Buffers, Modifiers, StepSet
-from lhkernels.step.cuts import whole_like
+from lhkernels.step.cuts import any_dtensors, whole_like
 from lhkernels.step.dispatch import choose
 from lhkernels.step.global_norms import GlobalNorms
 from lhkernels.step.layout import has_own_memory
@@ -224,6 +224,11 @@ def build(
 ) -> StepSet:
     """A new set, of the backend that the group's options ask for."""
     blocks = [block_of(param) for param in members.wholes]
+    if group["differentiable"] and any_dtensors(members.wholes):
+        raise RuntimeError(
+            "differentiable=True, but the group has parameters cut over ranks (DTensor), of which "
+            "a step keeps no graph; pass differentiable=False"
+        )
     own_memory = has_own_memory(members.params)
     backend = choose(group, part.device, part.dtype, part.dense and own_memory)
     return backend(

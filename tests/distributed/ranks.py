@@ -178,15 +178,31 @@ def written_weights(folder):
 
 
 def an_unseen_write_on_one_rank(folder):
-    """Every rank hears of it, and from then on all of them compute norms anew: none hangs."""
-    net, opt = against_one_process(shard, fused=True)
-    if dist.get_rank() == 0:
-        net[0].weight._local_tensor.data.mul_(1.5)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(net, opt, 3)
-    assert any("has been written" in str(w.message) for w in caught)
-    assert not opt._sets.carries
+    """Every rank hears of it, and from then on all of them compute norms anew: none hangs.
+
+    Nor is it forgotten where the sum that tells of it is made anew, after an open write.
+    """
+    for openly in (False, True):
+        net, opt = against_one_process(shard, fused=True)
+        if dist.get_rank() == 0:
+            net[0].weight._local_tensor.data.mul_(1.5)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(net, opt, 1)
+            if openly:
+                with torch.no_grad():
+                    net[2].weight.mul_(1.01)
+            train(net, opt, 2)
+        assert any("has been written" in str(w.message) for w in caught)
+        assert not opt._sets.carries
+
+
+def a_graph_through_the_step_is_refused(folder):
+    net = network()
+    shard(net)
+    opt = lh.ScaleAmendedSGD(net.named_parameters(), **OPTIONS, differentiable=True)
+    with pytest.raises(RuntimeError, match="differentiable=True, but the group has parameters cut"):
+        train(net, opt, 1)
 
 
 def all_ranks_refuse_the_first_step_together(folder):
@@ -293,6 +309,7 @@ EVERYWHERE = (
     fsdp2_fused, fsdp2_foreach, fsdp2_loop, fsdp2_initial, fsdp2_nesterov_dampening, fsdp2_columns,
     fsdp2_float32, fsdp2_plain_sgd_bits, written_weights, an_unseen_write_on_one_rank,
     one_reduction_a_step_which_nobody_waits_for, all_ranks_refuse_the_first_step_together,
+    a_graph_through_the_step_is_refused,
     grad_scaler_with_an_overflow_on_one_rank,
 )  # fmt: skip
 CASES = {
